@@ -1,0 +1,10 @@
+//! `skiserver`: one node of a federated, end-to-end-encrypted messaging network.
+//!
+//! Calls point one way: doors → operations → delivery, peers → store. The other modules are the words they share.
+
+pub mod address;
+pub mod caller;
+pub mod clock;
+pub mod error;
+pub mod limits;
+pub mod proto;

@@ -1,0 +1,202 @@
+//! Every bound of the node, with its unit in its name. The constants are fixed by formats and by what
+//! clients survive; [`Limits`] holds what an operator may change, under `[limits]` in the configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// The longest domain name that DNS knows.
+pub const DOMAIN_BYTES_MAX: usize = 253;
+/// The longest user id or group id.
+pub const USER_ID_BYTES_MAX: usize = 64;
+/// The longest device id.
+pub const DEVICE_ID_BYTES_MAX: usize = 128;
+/// The longest session id or message id that a client may choose; its own are 24.
+pub const MSG_ID_BYTES_MAX: usize = 128;
+/// The longest user name, in characters (contract section 15, decision 24).
+pub const USER_NAME_CHARS_MAX: usize = 12;
+/// The longest authenticator: an address or a number with its scheme.
+pub const AUTHENTICATOR_BYTES_MAX: usize = 254;
+/// The longest auth code: an invitation with its address.
+pub const AUTH_CODE_BYTES_MAX: usize = 512;
+/// The longest password that Login reads.
+pub const PASSWORD_BYTES_MAX: usize = 256;
+/// The longest token that is looked up.
+pub const TOKEN_BYTES_MAX: usize = 256;
+/// One-time pre-keys in one request.
+pub const OPKS_PER_REQUEST_MAX: usize = 1_000;
+/// At this stock the node asks the device for more one-time pre-keys.
+pub const OPKS_LOW: u32 = 20;
+/// Ignored device ids in one submission.
+pub const IGNORED_DEVICES_MAX: usize = 256;
+/// The longest text that is repeated from a peer's answer.
+pub const PEER_TEXT_CHARS_MAX: usize = 200;
+/// Message ids named in one notice to a sender.
+pub const NOTICE_MSG_IDS_MAX: usize = 100;
+/// Messages with a growing sequence may jump this far (contract section 14).
+pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
+
+/// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The largest request that a door decodes.
+    pub request_bytes_max: usize,
+    /// The largest one-to-one or group message, accept or invite.
+    pub message_bytes_max: usize,
+    /// One-time pre-keys kept per device.
+    pub opks_per_device_max: u32,
+    /// Devices of one user.
+    pub devices_per_user_max: u32,
+    /// Tokens of one device; the oldest goes first.
+    pub tokens_per_device_max: u32,
+    /// How long a token lives.
+    pub token_days: u32,
+    /// Messages waiting for one device.
+    pub mailbox_rows_max: u32,
+    /// Bytes waiting for one device.
+    pub mailbox_bytes_max: u64,
+    /// How long an unconsumed message is kept.
+    pub mailbox_days: u32,
+    /// Streams on which a message may be known received before it is dropped.
+    pub mailbox_received_max: u32,
+    /// Requests waiting for one peer.
+    pub outbox_rows_max: u32,
+    /// Bytes waiting for one peer.
+    pub outbox_bytes_max: u64,
+    /// How long a request waits for its peer before it expires.
+    pub outbox_days: u32,
+    /// After this time the sender is told that its messages are late.
+    pub late_notice_minutes: u32,
+    /// Unconsumed messages on one stream.
+    pub stream_window_max: u32,
+    /// A message leaves the window after this time, though nobody consumed it.
+    pub stream_window_seconds: u32,
+    /// The backlog starts this long after the stream opened, at the earliest.
+    pub stream_settle_ms: u32,
+    /// Delivery starts without an `AcquireSyncMsg` after this time.
+    pub stream_sync_wait_ms: u32,
+    /// The node sends a heartbeat at this interval.
+    pub heartbeat_seconds: u32,
+    /// Open streams of the node.
+    pub streams_max: u32,
+    /// Connections to one door.
+    pub connections_max: u32,
+    /// Connections to a door from one address.
+    pub connections_per_address_max: u32,
+    /// Requests under way on one connection.
+    pub requests_per_connection_max: u32,
+    /// Requests of one peer under way at our peer door.
+    pub requests_per_peer_max: u32,
+    /// A connection is closed gracefully at this age.
+    pub connection_age_minutes: u32,
+    /// How long a TLS handshake may take, on either side.
+    pub handshake_ms: u32,
+    /// How long opening a connection to a peer may take.
+    pub connect_ms: u32,
+    /// The fast path asks a peer for this long before the message goes through the outbox.
+    pub fast_path_ms: u32,
+    /// A call that needs a peer's data gives up after this time.
+    pub ask_ms: u32,
+    /// A delivery from the outbox gives up after this time.
+    pub deliver_ms: u32,
+    /// Lanes of one peer served side by side.
+    pub lanes_per_peer_max: u32,
+    /// Deliveries under way to all peers together.
+    pub deliveries_max: u32,
+    /// Probes of silent peers under way together.
+    pub probes_max: u32,
+    /// The longest pause between two attempts in the first hour of an outage.
+    pub retry_early_max_seconds: u32,
+    /// The longest pause between two attempts after that.
+    pub retry_late_max_seconds: u32,
+    /// How long an auth code is valid.
+    pub auth_code_seconds: u32,
+    /// Wrong tries that end an auth code.
+    pub auth_code_attempts_max: u32,
+    /// Auth codes for one authenticator an hour.
+    pub auth_codes_per_authenticator_hour: u32,
+    /// Auth codes, logins and registrations from one network address a minute.
+    pub account_calls_per_address_minute: u32,
+    /// Failed logins for one device an hour.
+    pub login_failures_per_device_hour: u32,
+    /// One-time keys that one caller gets of one device an hour; further bundles come without.
+    pub opks_per_caller_hour: u32,
+    /// One-time keys that one peer gets of one device an hour; further bundles come without.
+    pub opks_per_peer_hour: u32,
+    /// Bundle requests of one caller a minute.
+    pub bundle_calls_per_caller_minute: u32,
+    /// Invites of one device to devices without a session, an hour.
+    pub first_contacts_per_sender_hour: u32,
+    /// Invites of one peer domain to devices without a session, an hour.
+    pub first_contacts_per_peer_hour: u32,
+    /// Messages that one device may send a minute.
+    pub messages_per_sender_minute: u32,
+    /// Memory of one password hash, in KiB.
+    pub argon2_memory_kib: u32,
+    /// Passes of one password hash.
+    pub argon2_passes: u32,
+    /// Password hashes computed at the same time.
+    pub argon2_parallel_max: u32,
+    /// How long a drain waits for requests under way.
+    pub drain_seconds: u32,
+    /// An open transaction older than this is rolled back.
+    pub transaction_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes_max: 16 << 20,
+            message_bytes_max: 1 << 20,
+            opks_per_device_max: 1_000,
+            devices_per_user_max: 16,
+            tokens_per_device_max: 10,
+            token_days: 30,
+            mailbox_rows_max: 10_000,
+            mailbox_bytes_max: 256 << 20,
+            mailbox_days: 30,
+            mailbox_received_max: 10,
+            outbox_rows_max: 100_000,
+            outbox_bytes_max: 1 << 30,
+            outbox_days: 7,
+            late_notice_minutes: 10,
+            stream_window_max: 256,
+            stream_window_seconds: 30,
+            stream_settle_ms: 1_000,
+            stream_sync_wait_ms: 10_000,
+            heartbeat_seconds: 30,
+            streams_max: 20_000,
+            connections_max: 20_000,
+            connections_per_address_max: 256,
+            requests_per_connection_max: 256,
+            requests_per_peer_max: 256,
+            connection_age_minutes: 60,
+            handshake_ms: 5_000,
+            connect_ms: 5_000,
+            fast_path_ms: 2_000,
+            ask_ms: 5_000,
+            deliver_ms: 10_000,
+            lanes_per_peer_max: 32,
+            deliveries_max: 256,
+            probes_max: 64,
+            retry_early_max_seconds: 15,
+            retry_late_max_seconds: 300,
+            auth_code_seconds: 600,
+            auth_code_attempts_max: 5,
+            auth_codes_per_authenticator_hour: 5,
+            account_calls_per_address_minute: 30,
+            login_failures_per_device_hour: 20,
+            opks_per_caller_hour: 5,
+            opks_per_peer_hour: 100,
+            bundle_calls_per_caller_minute: 120,
+            first_contacts_per_sender_hour: 200,
+            first_contacts_per_peer_hour: 5_000,
+            messages_per_sender_minute: 6_000,
+            argon2_memory_kib: 19_456,
+            argon2_passes: 2,
+            argon2_parallel_max: 2,
+            drain_seconds: 20,
+            transaction_ms: 250,
+        }
+    }
+}
