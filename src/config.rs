@@ -100,7 +100,7 @@ pub struct Tls {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSettings {
-    /// The SQLite file.
+    /// The `SQLite` file.
     pub path: PathBuf,
     /// Connections that only read.
     pub readers: u32,
@@ -405,12 +405,12 @@ impl Config {
     fn check(&mut self) -> Result<(), String> {
         let domain =
             |text: &str| Domain::parse(text).map_err(|_| format!("{text:?} is not a domain name"));
-        self.domain = domain(&self.domain)?.as_str().to_owned();
+        domain(&self.domain)?.as_str().clone_into(&mut self.domain);
         for listed in &mut self.federation.domains {
-            *listed = domain(listed)?.as_str().to_owned();
+            domain(listed)?.as_str().clone_into(listed);
         }
         for peer in &mut self.peer {
-            peer.domain = domain(&peer.domain)?.as_str().to_owned();
+            domain(&peer.domain)?.as_str().clone_into(&mut peer.domain);
         }
         if !self.doors.admin.ip().is_loopback() {
             return Err("doors.admin must be a loopback address: it has no password".to_owned());

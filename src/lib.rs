@@ -2,10 +2,20 @@
 //!
 //! Calls point one way: doors → operations → delivery, peers → store. The other modules are the words they share.
 
+pub mod delivery;
+pub mod operations;
+pub mod peers;
+pub mod store;
+
 pub mod address;
 pub mod caller;
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod limits;
+pub mod node;
+pub mod payload;
 pub mod proto;
+pub mod rates;
+pub mod reply;
+pub mod signing;

@@ -1,0 +1,1 @@
+//! What each RPC does: plain async functions. No tonic, no SQL, no response codes.

@@ -1,0 +1,102 @@
+//! Rate buckets, one per caller, target or address. They live in memory only and are bounded by being swept.
+
+use std::{hash::Hash, num::NonZeroU32, sync::Arc, time::Duration};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::{
+    error::{Error, Result},
+    limits::Limits,
+};
+
+/// A bucket for each key, all of one size.
+pub struct Rate<K: Hash + Eq + Clone>(DefaultKeyedRateLimiter<K>);
+
+impl<K: Hash + Eq + Clone> Rate<K> {
+    fn per(period: Duration, count: u32) -> Self {
+        let burst = NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(period / burst.get()).unwrap_or(Quota::per_second(burst));
+        Self(RateLimiter::keyed(quota.allow_burst(burst)))
+    }
+
+    /// Takes one from the bucket; `false` if it is empty.
+    pub fn allows(&self, key: &K) -> bool {
+        self.0.check_key(key).is_ok()
+    }
+
+    /// Takes one from the bucket, or refuses with `what`.
+    pub fn check(&self, key: &K, what: &'static str) -> Result<()> {
+        if self.allows(key) {
+            Ok(())
+        } else {
+            Err(Error::Throttled(what))
+        }
+    }
+
+    /// Waits at most `patience` for the bucket; a send that still finds it empty is refused as busy.
+    pub async fn wait(&self, key: &K, patience: Duration) -> Result<()> {
+        tokio::time::timeout(patience, self.0.until_key_ready(key))
+            .await
+            .map_err(|_| Error::Busy("too many requests"))
+    }
+
+    fn sweep(&self) {
+        self.0.retain_recent();
+        self.0.shrink_to_fit();
+    }
+}
+
+/// All buckets of the node.
+pub struct Rates {
+    /// Auth codes per authenticator.
+    pub codes: Rate<String>,
+    /// Account calls per network address.
+    pub addresses: Rate<std::net::IpAddr>,
+    /// Failed logins per device address.
+    pub logins: Rate<String>,
+    /// Bundle calls per caller.
+    pub bundle_calls: Rate<i64>,
+    /// One-time keys per calling device and target device.
+    pub caller_keys: Rate<(i64, String)>,
+    /// One-time keys per peer domain and target device.
+    pub peer_keys: Rate<(String, String)>,
+    /// Invites to strangers per device.
+    pub first_contacts: Rate<i64>,
+    /// Invites to strangers per peer domain.
+    pub peer_contacts: Rate<String>,
+    /// Messages per device.
+    pub messages: Rate<i64>,
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+impl Rates {
+    /// Buckets of the configured sizes.
+    pub fn new(limits: &Arc<Limits>) -> Self {
+        Self {
+            codes: Rate::per(HOUR, limits.auth_codes_per_authenticator_hour),
+            addresses: Rate::per(MINUTE, limits.account_calls_per_address_minute),
+            logins: Rate::per(HOUR, limits.login_failures_per_device_hour),
+            bundle_calls: Rate::per(MINUTE, limits.bundle_calls_per_caller_minute),
+            caller_keys: Rate::per(HOUR, limits.opks_per_caller_hour),
+            peer_keys: Rate::per(HOUR, limits.opks_per_peer_hour),
+            first_contacts: Rate::per(HOUR, limits.first_contacts_per_sender_hour),
+            peer_contacts: Rate::per(HOUR, limits.first_contacts_per_peer_hour),
+            messages: Rate::per(MINUTE, limits.messages_per_sender_minute),
+        }
+    }
+
+    /// Forgets buckets that are full again. Called on a timer.
+    pub fn sweep(&self) {
+        self.codes.sweep();
+        self.addresses.sweep();
+        self.logins.sweep();
+        self.bundle_calls.sweep();
+        self.caller_keys.sweep();
+        self.peer_keys.sweep();
+        self.first_contacts.sweep();
+        self.peer_contacts.sweep();
+        self.messages.sweep();
+    }
+}
