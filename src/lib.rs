@@ -19,3 +19,4 @@ pub mod proto;
 pub mod rates;
 pub mod reply;
 pub mod signing;
+pub mod telemetry;

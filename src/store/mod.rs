@@ -30,6 +30,7 @@ mod append;
 mod batch;
 pub mod mailbox;
 pub mod outbox;
+pub mod retention;
 pub mod server_keys;
 pub(crate) mod sql;
 mod tx;
@@ -189,7 +190,7 @@ impl Store {
     /// everything in `append` is on disk; otherwise nothing of it is.
     pub async fn append(&self, append: Append) -> Result<Appended> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job::Merge(Merge::Append(append, reply)))
+        self.submit(Job::Merge(Merge::Append(Box::new(append), reply)))
             .await?;
         answer.await.map_err(|_| STOPPED)?
     }

@@ -1,6 +1,9 @@
 //! Operations that happen once.
 
-use super::*;
+use super::{
+    Appended::{New, Repeat},
+    *,
+};
 
 #[tokio::test]
 async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
@@ -50,7 +53,6 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
         .await;
 
     let answers: Vec<Appended> = answers.into_iter().map(Result::unwrap).collect();
-    use Appended::{New, Repeat};
     assert_eq!(answers, [New, New, Repeat(1), Repeat(9), Repeat(9)]);
     assert_eq!(fixture.bodies(&bob).await, ["old", "a", "b"]);
     fixture.assert_consistent().await;
