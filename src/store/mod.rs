@@ -27,6 +27,7 @@ use crate::{
 };
 
 pub mod append;
+pub mod contacts;
 pub mod mailbox;
 pub mod outbox;
 pub mod server_keys;
