@@ -1,0 +1,4 @@
+//! The test suite: one binary, one module for each subject.
+
+#[cfg(test)]
+mod contract_tables;
