@@ -7,5 +7,6 @@ pub mod caller;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod identity;
 pub mod limits;
 pub mod proto;

@@ -33,6 +33,12 @@ pub const PEER_TEXT_CHARS_MAX: usize = 200;
 pub const NOTICE_MSG_IDS_MAX: usize = 100;
 /// Messages with a growing sequence may jump this far (contract section 14).
 pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
+/// Names in one certificate of a peer.
+pub const CERTIFICATE_NAMES_MAX: usize = 256;
+/// The contents of certificates, keys and revocation lists are compared at this interval.
+pub const IDENTITY_RELOAD_SECONDS: u64 = 5;
+/// An open connection's certificate is verified again after this time.
+pub const PEER_JUDGED_MS: i64 = 60_000;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]
