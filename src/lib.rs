@@ -6,6 +6,7 @@ pub mod address;
 pub mod caller;
 pub mod clock;
 pub mod config;
+pub mod doors;
 pub mod error;
 pub mod identity;
 pub mod limits;

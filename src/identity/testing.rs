@@ -1,6 +1,6 @@
 //! Throw-away authorities, certificates and nodes' folders for the tests of everything that speaks TLS.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{
@@ -8,10 +8,12 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
     RevokedCertParams, SerialNumber, date_time_ymd,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Identity, load::sha256};
-use crate::{clock::Clock, config::Config};
+use crate::{address::Domain, clock::Clock, config::Config};
 
 /// An authority that makes what a test asks for.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -170,4 +172,26 @@ impl Folder {
     pub(crate) fn identity(&self) -> Arc<Identity> {
         Arc::new(Identity::load(&self.config, &self.clock).unwrap())
     }
+}
+
+/// Nodes of a.test and b.test under one authority.
+pub(crate) fn two_nodes() -> (Folder, Folder, Authority) {
+    let authority = Authority::new("shared");
+    let node = |domain: &str| Folder::new(domain, &authority.issue(&[domain]), &authority);
+    let (a, b) = (node("a.test"), node("b.test"));
+    (a, b, authority)
+}
+
+/// Connects to `address` with TLS as `own`, expecting `domain` there.
+pub(crate) async fn dial(
+    own: &Identity,
+    domain: &str,
+    address: SocketAddr,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let handshake = own.current().dial(&Domain::parse(domain).unwrap());
+    let tcp = TcpStream::connect(address).await?;
+    let name = ServerName::try_from(domain.to_owned()).unwrap();
+    TlsConnector::from(handshake.config)
+        .connect(name, tcp)
+        .await
 }

@@ -207,7 +207,7 @@ fn alert(reason: &Reason) -> CertificateError {
         Reason::Expired => CertificateError::Expired,
         Reason::NotYetValid => CertificateError::NotValidYet,
         Reason::Revoked => CertificateError::Revoked,
-        Reason::StaleList => CertificateError::ExpiredRevocationList,
+        Reason::StaleList | Reason::ForeignList => CertificateError::ExpiredRevocationList,
         Reason::Purpose => CertificateError::InvalidPurpose,
         Reason::Chain(_) => CertificateError::BadSignature,
     }

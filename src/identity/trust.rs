@@ -56,6 +56,9 @@ pub enum Reason {
     /// The configured list of its authority is out of date, so nothing is known.
     #[error("the revocation list of its authority is out of date")]
     StaleList,
+    /// The configured list bears the name of its authority, but not its signature.
+    #[error("the revocation list of its authority is signed by somebody else")]
+    ForeignList,
     /// It says that it is for something other than TLS.
     #[error("the certificate is for another purpose than TLS")]
     Purpose,
@@ -69,7 +72,8 @@ impl From<webpki::Error> for Reason {
         use webpki::Error;
         match error {
             Error::BadDer | Error::BadDerTime => Self::Malformed,
-            Error::UnknownIssuer => Self::UnknownIssuer,
+            // A signature that does not fit is that of another authority with the same name.
+            Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             Error::CertExpired { .. } => Self::Expired,
             Error::CertNotValidYet { .. } => Self::NotYetValid,
             Error::CertRevoked => Self::Revoked,
@@ -291,12 +295,14 @@ impl Trust {
                 .build();
             match self.find_path(chain, search, Some(options)) {
                 Ok(()) => passed.push(list.issuer()),
-                Err(error) if is_of_another_key(&error) => foreign.push((list.issuer(), error)),
+                Err(error) if is_of_another_key(&error) => foreign.push(list.issuer()),
                 Err(error) => return Err(error.into()),
             }
         }
-        let unmatched = foreign.into_iter().find(|(i, _)| !passed.contains(i));
-        unmatched.map_or(Ok(()), |(_, error)| Err(error.into()))
+        if foreign.iter().any(|issuer| !passed.contains(issuer)) {
+            return Err(Reason::ForeignList);
+        }
+        Ok(())
     }
 
     fn find_path(
