@@ -1,0 +1,3 @@
+//! The way in: connections, and later the services behind them.
+
+pub mod listener;
