@@ -1,0 +1,86 @@
+//! `skiserver serve`: runs a node until SIGTERM or interrupt; SIGHUP reads certificates and policy again.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use tokio::{
+    io::AsyncReadExt as _,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    config::Config,
+    server::{self, Running, StartOptions},
+    telemetry,
+};
+
+/// Arguments of `skiserver serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Drain when standard input ends: for a parent that must not leave nodes behind.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+/// Runs the node.
+pub async fn run(args: Args) -> ExitCode {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("skiserver: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    telemetry::init(&config.log);
+    let running = match server::start(config, StartOptions::default()).await {
+        Ok(running) => running,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            eprintln!("skiserver: the node can't start: {error} {cause}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing::info!(domain = running.node.home.name(), client = %running.client, peer = %running.peer,
+        admin = %running.admin, "ready");
+    match wait(&running, &args).await {
+        Ok(()) => {
+            tracing::info!("draining");
+            running.stop().await;
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("skiserver: signals can't be heard: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns when the node shall end.
+async fn wait(running: &Running, args: &Args) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            // A terminal sends its interrupt to the whole lab; the lab's pipe then says when to end.
+            _ = interrupt.recv(), if !args.until_stdin_closes => return Ok(()),
+            () = stdin_closed(), if args.until_stdin_closes => return Ok(()),
+            _ = hang_up.recv() => match Config::load(&args.config) {
+                Ok(config) => {
+                    let changed = running.reload(Some(&config));
+                    tracing::info!(changed, "reloaded");
+                }
+                Err(error) => tracing::error!(%error, "the configuration can't be used; nothing was reloaded"),
+            },
+        }
+    }
+}
+
+async fn stdin_closed() {
+    let mut stdin = tokio::io::stdin();
+    let mut buffer = [0; 64];
+    while stdin.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+}
