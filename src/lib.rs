@@ -5,7 +5,9 @@
 pub mod address;
 pub mod caller;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod error;
+pub mod lab;
 pub mod limits;
 pub mod proto;
