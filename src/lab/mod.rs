@@ -3,7 +3,11 @@
 
 pub mod ca;
 pub mod check;
+pub mod dns;
 pub mod files;
+pub mod manifest;
+pub mod node;
+pub mod ports;
 
 use std::{io, path::PathBuf};
 
