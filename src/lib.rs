@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod caller;
+pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod config;
