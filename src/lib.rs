@@ -4,10 +4,13 @@
 
 pub mod address;
 pub mod caller;
+pub mod client;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod doors;
 pub mod error;
 pub mod identity;
+pub mod lab;
 pub mod limits;
 pub mod proto;
