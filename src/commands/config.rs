@@ -1,5 +1,6 @@
 //! `skiserver config`: says what is wrong with a configuration, or what it amounts to.
 
+use super::{complain, say};
 use std::{path::PathBuf, process::ExitCode};
 
 use crate::{clock::Clock, config::Config, identity::Identity};
@@ -20,34 +21,33 @@ pub enum Args {
 }
 
 /// Runs the command.
-#[expect(clippy::print_stdout, reason = "commands print")]
 pub fn run(args: Args) -> ExitCode {
     let (Args::Check { file } | Args::Show { file }) = &args;
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("skiserver: {error}");
+            complain(error);
             return ExitCode::FAILURE;
         }
     };
     match args {
         Args::Check { .. } => match Identity::load(&config, &Clock::default()) {
             Ok(_) => {
-                println!("{}: ok, domain {}", file.display(), config.domain);
+                say(format!("{}: ok, domain {}", file.display(), config.domain));
                 ExitCode::SUCCESS
             }
             Err(problem) => {
-                eprintln!("skiserver: {problem}");
+                complain(problem);
                 ExitCode::FAILURE
             }
         },
         Args::Show { .. } => match toml::to_string_pretty(&config) {
             Ok(text) => {
-                print!("{text}");
+                say(text.trim_end());
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("skiserver: {error}");
+                complain(error);
                 ExitCode::FAILURE
             }
         },

@@ -1,5 +1,6 @@
 //! `skiserver health`: asks a node's admin door whether it takes calls, for containers and scripts.
 
+use super::{complain, say};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::config::Config;
@@ -16,13 +17,12 @@ pub struct Args {
 }
 
 /// Ends with 0 if the node is ready, with 1 if it is not.
-#[expect(clippy::print_stdout, reason = "commands print")]
 pub async fn run(args: Args) -> ExitCode {
     let admin = match args.config.as_deref().map(Config::load) {
         None => args.admin,
         Some(Ok(config)) => config.doors.admin,
         Some(Err(error)) => {
-            eprintln!("skiserver: {error}");
+            complain(error);
             return ExitCode::from(2);
         }
     };
@@ -33,15 +33,15 @@ pub async fn run(args: Args) -> ExitCode {
     };
     match answer {
         Ok(answer) if answer.status().is_success() => {
-            println!("ready");
+            say("ready");
             ExitCode::SUCCESS
         }
         Ok(answer) => {
-            eprintln!("skiserver: not ready: {}", answer.text().await.unwrap_or_default().trim());
+            complain(format!("not ready: {}", answer.text().await.unwrap_or_default().trim()));
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("skiserver: {admin} does not answer: {error}");
+            complain(format!("{admin} does not answer: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! `skiserver invite`: makes an invitation with which a friend of a user registers.
 
+use super::{complain, say};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::config::Config;
@@ -16,15 +17,14 @@ pub struct Args {
 }
 
 /// Prints the code.
-#[expect(clippy::print_stdout, reason = "commands print")]
 pub async fn run(args: Args) -> ExitCode {
     match ask(&args).await {
         Ok(code) => {
-            println!("{code}");
+            say(code);
             ExitCode::SUCCESS
         }
         Err(reason) => {
-            eprintln!("skiserver: {reason}");
+            complain(reason);
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! `skiserver serve`: runs a node until SIGTERM or interrupt; SIGHUP reads certificates and policy again.
 
+use super::complain;
 use std::{path::PathBuf, process::ExitCode};
 
 use tokio::{
@@ -29,7 +30,7 @@ pub async fn run(args: Args) -> ExitCode {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("skiserver: {error}");
+            complain(error);
             return ExitCode::from(2);
         }
     };
@@ -38,7 +39,7 @@ pub async fn run(args: Args) -> ExitCode {
         Ok(running) => running,
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            eprintln!("skiserver: the node can't start: {error} {cause}");
+            complain(format!("the node can't start: {error} {cause}"));
             return ExitCode::FAILURE;
         }
     };
@@ -51,7 +52,7 @@ pub async fn run(args: Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("skiserver: signals can't be heard: {error}");
+            complain(format!("signals can't be heard: {error}"));
             ExitCode::FAILURE
         }
     }
