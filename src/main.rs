@@ -20,7 +20,6 @@ enum Command {
     /// Runs a whole federation on this machine.
     Lab(commands::lab::Args),
     /// Makes and checks certificates.
-    #[command(subcommand)]
     Certs(commands::certs::Args),
     /// Checks or shows a configuration.
     #[command(subcommand)]
@@ -39,7 +38,7 @@ async fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Lab(args) => commands::lab::run(args).await,
         Command::Certs(args) => commands::certs::run(args),
-        Command::Config(args) => commands::config::run(args),
+        Command::Config(args) => commands::config::run(&args),
         Command::Health(args) => commands::health::run(args).await,
         Command::Invite(args) => commands::invite::run(args).await,
     }

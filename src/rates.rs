@@ -77,8 +77,8 @@ pub struct Rates {
     pub messages: Rate<i64>,
 }
 
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3_600);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 
 impl Rates {
     /// Buckets of the configured sizes.

@@ -141,13 +141,16 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// A transport with the bounds that every door has.
 fn transport(limits: &Limits) -> Server {
     let beat = Duration::from_secs(limits.heartbeat_seconds.into());
-    let age = Duration::from_secs(u64::from(limits.connection_age_minutes) * 60);
     Server::builder()
         .max_concurrent_streams(limits.requests_per_connection_max)
         .http2_keepalive_interval(Some(beat))
         .http2_keepalive_timeout(Some(beat))
-        .max_connection_age(age)
-        .max_connection_age_grace(age)
+}
+
+/// Peers dial anew at an age, so that certificates are shown again; users' streams may stay for ever.
+fn peer_transport(limits: &Limits) -> Server {
+    let age = Duration::from_mins(limits.connection_age_minutes.into());
+    transport(limits).max_connection_age(age).max_connection_age_grace(age)
 }
 
 impl Running {
@@ -190,7 +193,7 @@ impl Running {
                 .map(|_| request)
                 .map_err(|_| crate::reply::denied("the certificate does not prove the domain"))
         });
-        let routes = transport(&node.limits).add_service(service).add_service(s2s);
+        let routes = peer_transport(&node.limits).add_service(service).add_service(s2s);
         self.serve(DoorKind::Peer, listener, routes);
     }
 
@@ -255,7 +258,7 @@ impl Running {
 }
 
 async fn sweep_rates(node: Arc<Node>) {
-    let pause = Duration::from_secs(60);
+    let pause = Duration::from_mins(1);
     while node.stop.run_until_cancelled(node.clock.sleep(pause)).await.is_some() {
         node.rates.sweep();
         node.budgets.sweep();

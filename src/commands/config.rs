@@ -21,8 +21,8 @@ pub enum Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> ExitCode {
-    let (Args::Check { file } | Args::Show { file }) = &args;
+pub fn run(args: &Args) -> ExitCode {
+    let (Args::Check { file } | Args::Show { file }) = args;
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(error) => {

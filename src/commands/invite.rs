@@ -42,5 +42,8 @@ async fn ask(args: &Args) -> Result<String, String> {
         return Err(answer.text().await.unwrap_or_default());
     }
     let reply: serde_json::Value = answer.json().await.map_err(|error| error.to_string())?;
-    reply["code"].as_str().map(str::to_owned).ok_or_else(|| "the node sent no code".to_owned())
+    reply
+        .get("code")
+        .and_then(serde_json::Value::as_str)
+        .map(str::to_owned).ok_or_else(|| "the node sent no code".to_owned())
 }
