@@ -4,8 +4,8 @@ use super::complain;
 use std::{path::PathBuf, process::ExitCode};
 
 use tokio::{
-    io::AsyncReadExt as _,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
 
 use crate::{
@@ -63,12 +63,13 @@ async fn wait(running: &Running, args: &Args) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut parent = args.until_stdin_closes.then(stdin_closes);
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             // A terminal sends its interrupt to the whole lab; the lab's pipe then says when to end.
             _ = interrupt.recv(), if !args.until_stdin_closes => return Ok(()),
-            () = stdin_closed(), if args.until_stdin_closes => return Ok(()),
+            () = parent_ends(&mut parent) => return Ok(()),
             _ = hang_up.recv() => match Config::load(&args.config) {
                 Ok(config) => {
                     let changed = running.reload(Some(&config));
@@ -80,8 +81,21 @@ async fn wait(running: &Running, args: &Args) -> std::io::Result<()> {
     }
 }
 
-async fn stdin_closed() {
-    let mut stdin = tokio::io::stdin();
-    let mut buffer = [0; 64];
-    while stdin.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+/// Returns when the parent lets go of our standard input; never, if nobody asked for that.
+async fn parent_ends(parent: &mut Option<oneshot::Receiver<()>>) {
+    match parent {
+        Some(told) => drop(told.await),
+        None => std::future::pending().await,
+    }
+}
+
+/// A thread of its own, which nobody waits for: a read of standard input can't be called off, and a runtime
+/// would wait for it.
+fn stdin_closes() -> oneshot::Receiver<()> {
+    let (closed, told) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    told
 }
