@@ -1,6 +1,7 @@
 //! The command line: one file a command, and the only place that prints.
 
 pub mod certs;
+pub mod lab;
 
 use std::{
     fmt,
