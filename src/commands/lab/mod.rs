@@ -2,9 +2,11 @@
 //! use it and check everything that the nodes do.
 
 mod admin;
+mod hear;
 mod ledger;
 mod nodes;
 mod screen;
+mod speak;
 mod talk;
 mod town;
 

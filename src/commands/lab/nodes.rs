@@ -397,10 +397,16 @@ mod tests {
     async fn a_process_that_reads_its_pipe_ends_with_the_lab() {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("program");
-        // Like a node, it ends when its standard input does.
-        std::fs::write(&script, "#!/bin/sh\nexec cat\n").unwrap();
-        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        std::fs::set_permissions(&script, executable).unwrap();
+        // Like a node, it ends when its standard input does. Another process writes it: a file that this one
+        // has open for writing while it starts children can't be executed.
+        let written = std::process::Command::new("sh")
+            .args([
+                "-c",
+                r#"printf '#!/bin/sh\nexec cat\n' >"$0" && chmod 700 "$0""#,
+            ])
+            .arg(&script)
+            .status();
+        assert!(written.unwrap().success());
         let domains = [
             Domain::parse("a.test").unwrap(),
             Domain::parse("b.test").unwrap(),
