@@ -11,7 +11,7 @@ use crate::{
     delivery::{live::Live, once_key},
     limits::Limits,
     peers::Peers,
-    rates::Rates,
+    rates::{Budgets, Rates},
     signing::Signer,
     store::{Once, Store},
 };
@@ -36,6 +36,8 @@ pub struct Node {
     pub signer: Signer,
     /// Rate buckets.
     pub rates: Rates,
+    /// What each peer may have under way at our door.
+    pub budgets: Budgets,
     /// Everything that runs; a shutdown waits for it.
     pub tasks: TaskTracker,
     /// Cancelled when the node drains.

@@ -28,6 +28,7 @@ use crate::{
 
 mod append;
 mod batch;
+pub mod contacts;
 pub mod keys;
 pub mod mailbox;
 pub mod outbox;
