@@ -3,17 +3,22 @@
 //! Calls point one way: doors → operations → delivery, peers → store. The other modules are the words they share.
 
 pub mod delivery;
+pub mod doors;
 pub mod operations;
 pub mod peers;
 pub mod store;
 
 pub mod address;
+pub mod authenticator;
 pub mod caller;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod gateways;
 pub mod limits;
 pub mod node;
+pub mod packs;
+pub mod passwords;
 pub mod payload;
 pub mod proto;
 pub mod rates;

@@ -9,12 +9,17 @@ use crate::{
     clock::Clock,
     config::Config,
     delivery::{live::Live, once_key},
+    gateways::CodeGateway,
     limits::Limits,
+    passwords::Passwords,
     peers::Peers,
     rates::Rates,
     signing::Signer,
     store::{Once, Store},
 };
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// One running node.
 pub struct Node {
@@ -36,6 +41,10 @@ pub struct Node {
     pub signer: Signer,
     /// Rate buckets.
     pub rates: Rates,
+    /// The way for auth codes.
+    pub codes: CodeGateway,
+    /// Password hashes.
+    pub passwords: Passwords,
     /// Everything that runs; a shutdown waits for it.
     pub tasks: TaskTracker,
     /// Cancelled when the node drains.

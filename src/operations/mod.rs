@@ -1,1 +1,4 @@
 //! What each RPC does: plain async functions. No tonic, no SQL, no response codes.
+
+pub mod accounts;
+pub mod invitations;

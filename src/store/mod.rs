@@ -27,10 +27,18 @@ use crate::{
 };
 
 pub mod append;
+pub mod cache;
+pub mod codes;
+pub mod devices;
+pub mod friends;
+pub mod invitations;
 pub mod mailbox;
 pub mod outbox;
 pub mod server_keys;
+pub mod sessions;
 pub(crate) mod sql;
+pub mod tokens;
+pub mod users;
 mod writer;
 
 pub use append::{Append, Appended, Body, InviteRecord, Mail, Once, Pair, Parcel, Recipient};

@@ -1,0 +1,93 @@
+//! Bearer token → [`Caller`]. Knows nothing of any RPC.
+
+use std::time::Duration;
+
+use moka::future::Cache;
+
+use crate::{
+    caller::{Caller, Device},
+    error::{Error, Result},
+    limits,
+    node::Node,
+    signing::sha256,
+    store::{
+        Wake,
+        cache::{Generation, Generations},
+        tokens,
+    },
+};
+
+/// Devices behind tokens, remembered for a short while. One for all doors of a node; the store's wakes must
+/// reach it.
+pub struct Auth {
+    devices: Cache<[u8; 32], Known>,
+    generations: Generations,
+}
+
+#[derive(Clone)]
+struct Known {
+    device: Device,
+    loaded: Generation,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            devices: Cache::builder()
+                .max_capacity(limits::CACHE_ENTRIES_MAX)
+                .time_to_live(Duration::from_secs(limits::CACHE_SECONDS_MAX))
+                .build(),
+            generations: Generations::default(),
+        }
+    }
+}
+
+impl Auth {
+    /// Who sent the metadata `authorization`: the device whose valid token it is. `Bearer` may be left out.
+    pub async fn caller(&self, node: &Node, authorization: Option<&str>) -> Result<Caller> {
+        let token = authorization
+            .map(bare)
+            .filter(|token| (1..=limits::TOKEN_BYTES_MAX).contains(&token.len()))
+            .ok_or(Error::Unauthenticated("a token is needed"))?;
+        let device = self.device(node, sha256(&[token.as_bytes()])).await?;
+        Ok(Caller::Device(Box::new(device)))
+    }
+
+    /// Forgets the devices that a commit changed. Called before the change is answered.
+    pub fn wake(&self, wake: &Wake) {
+        for device_key in &wake.ended {
+            self.generations.raise(device_key);
+        }
+        if wake.reopened {
+            self.generations.raise_all();
+        }
+    }
+
+    async fn device(&self, node: &Node, token_hash: [u8; 32]) -> Result<Device> {
+        let now = node.clock.now_ms();
+        if let Some(known) = self.devices.get(&token_hash).await
+            && self.generations.holds(&known.device.key, known.loaded)
+            && known.device.token_expires_at > now
+        {
+            return Ok(known.device);
+        }
+        let loaded = self.generations.before_load();
+        let device = tokens::device(&node.store, &node.home, token_hash, now)
+            .await?
+            .ok_or(Error::Unauthenticated("the token is not valid"))?;
+        let known = Known {
+            device: device.clone(),
+            loaded,
+        };
+        self.devices.insert(token_hash, known).await;
+        Ok(device)
+    }
+}
+
+fn bare(authorization: &str) -> &str {
+    let authorization = authorization.trim();
+    match authorization.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        _ => authorization,
+    }
+}

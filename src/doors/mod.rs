@@ -1,0 +1,3 @@
+//! The way in.
+
+pub mod auth;
