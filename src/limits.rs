@@ -47,6 +47,16 @@ pub const CACHE_ENTRIES_MAX: u64 = 65_536;
 pub const CACHE_SECONDS_MAX: u64 = 60;
 /// Messages with a growing sequence may jump this far (contract section 14).
 pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
+/// Names in one certificate of a peer.
+pub const CERTIFICATE_NAMES_MAX: usize = 256;
+/// Connections that passed their handshake and wait to be served.
+pub const ACCEPTED_MAX: usize = 64;
+/// After an error of the listener itself the next connection is awaited this long.
+pub const ACCEPT_PAUSE_MS: u64 = 100;
+/// The contents of certificates, keys and revocation lists are compared at this interval.
+pub const IDENTITY_RELOAD_SECONDS: u64 = 5;
+/// An open connection's certificate is verified again after this time.
+pub const PEER_JUDGED_MS: i64 = 60_000;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -105,6 +115,8 @@ pub struct Limits {
     pub connection_age_minutes: u32,
     /// How long a TLS handshake may take, on either side.
     pub handshake_ms: u32,
+    /// A connection to a door is cut if nothing arrives in this time after the handshake.
+    pub first_byte_ms: u32,
     /// How long opening a connection to a peer may take.
     pub connect_ms: u32,
     /// The fast path asks a peer for this long before the message goes through the outbox.
@@ -186,6 +198,7 @@ impl Default for Limits {
             requests_per_peer_max: 256,
             connection_age_minutes: 60,
             handshake_ms: 5_000,
+            first_byte_ms: 10_000,
             connect_ms: 5_000,
             fast_path_ms: 2_000,
             ask_ms: 5_000,

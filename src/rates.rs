@@ -1,4 +1,5 @@
-//! Rate buckets, one per caller, target or address. They live in memory only and are bounded by being swept.
+//! Rate buckets, one per caller, target or address, and how much each peer may have under way. They live in
+//! memory only and are bounded by being swept.
 
 use std::{
     collections::HashMap,
@@ -9,8 +10,10 @@ use std::{
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    address::Domain,
     error::{Error, Result},
     limits::{self, Limits},
 };
@@ -127,8 +130,8 @@ pub struct Rates {
     pub messages: Rate<i64>,
 }
 
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3_600);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 
 impl Rates {
     /// Buckets of the configured sizes.
@@ -157,5 +160,34 @@ impl Rates {
         self.first_contacts.sweep();
         self.peer_contacts.sweep();
         self.messages.sweep();
+    }
+}
+
+/// How many requests of each peer are under way at our door.
+pub struct Budgets {
+    per_peer: usize,
+    peers: Mutex<HashMap<Domain, Arc<Semaphore>>>,
+}
+
+impl Budgets {
+    /// A budget of `per_peer` requests for each peer.
+    pub fn new(per_peer: u32) -> Self {
+        Self {
+            per_peer: usize::try_from(per_peer).unwrap_or(usize::MAX),
+            peers: Mutex::default(),
+        }
+    }
+
+    /// A place for one request, until it is dropped; `None` if the peer has too many under way.
+    pub fn enter(&self, domain: &Domain) -> Option<OwnedSemaphorePermit> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = peers.entry(domain.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.per_peer)));
+        Arc::clone(places).try_acquire_owned().ok()
+    }
+
+    /// Forgets peers that have nothing under way. Called on a timer.
+    pub fn sweep(&self) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|_, places| places.available_permits() < self.per_peer);
     }
 }

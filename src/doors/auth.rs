@@ -1,11 +1,12 @@
-//! Bearer token → [`Caller`]. Knows nothing of any RPC.
+//! Bearer token → [`Device`], cached. Knows nothing of any RPC.
 
 use std::time::Duration;
 
 use moka::future::Cache;
+use tonic::metadata::MetadataMap;
 
 use crate::{
-    caller::{Caller, Device},
+    caller::Device,
     error::{Error, Result},
     limits,
     node::Node,
@@ -17,9 +18,8 @@ use crate::{
     },
 };
 
-/// Devices behind tokens, remembered for a short while. One for all doors of a node; the store's wakes must
-/// reach it.
-pub struct Auth {
+/// Devices behind tokens, remembered for a short while. One for all doors of a node.
+pub struct Tokens {
     devices: Cache<[u8; 32], Known>,
     generations: Generations,
 }
@@ -30,7 +30,7 @@ struct Known {
     loaded: Generation,
 }
 
-impl Default for Auth {
+impl Default for Tokens {
     fn default() -> Self {
         Self {
             devices: Cache::builder()
@@ -42,17 +42,7 @@ impl Default for Auth {
     }
 }
 
-impl Auth {
-    /// Who sent the metadata `authorization`: the device whose valid token it is. `Bearer` may be left out.
-    pub async fn caller(&self, node: &Node, authorization: Option<&str>) -> Result<Caller> {
-        let token = authorization
-            .map(bare)
-            .filter(|token| (1..=limits::TOKEN_BYTES_MAX).contains(&token.len()))
-            .ok_or(Error::Unauthenticated("a token is needed"))?;
-        let device = self.device(node, sha256(&[token.as_bytes()])).await?;
-        Ok(Caller::Device(Box::new(device)))
-    }
-
+impl Tokens {
     /// Forgets the devices that a commit changed. Called before the change is answered.
     pub fn wake(&self, wake: &Wake) {
         for device_key in &wake.ended {
@@ -82,6 +72,19 @@ impl Auth {
         self.devices.insert(token_hash, known).await;
         Ok(device)
     }
+}
+
+/// The device whose valid token is in the metadata `authorization`. `Bearer` before it may be left out.
+pub async fn device(node: &Node, metadata: &MetadataMap) -> Result<Device> {
+    let token = metadata
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .map(bare)
+        .filter(|token| (1..=limits::TOKEN_BYTES_MAX).contains(&token.len()))
+        .ok_or(Error::Unauthenticated("a token is needed"))?;
+    node.tokens
+        .device(node, sha256(&[token.as_bytes()]))
+        .await
 }
 
 fn bare(authorization: &str) -> &str {

@@ -2,3 +2,5 @@
 
 pub mod accounts;
 pub mod invitations;
+pub mod members;
+pub mod messages;

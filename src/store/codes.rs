@@ -13,8 +13,6 @@ const FIND: &str = "SELECT code_hash FROM auth_codes
     WHERE authenticator = $1 AND expires_at > $2 AND attempts < $3";
 const COUNT_WRONG: &str = "UPDATE auth_codes SET attempts = attempts + 1 WHERE authenticator = $1";
 const DELETE: &str = "DELETE FROM auth_codes WHERE authenticator = $1";
-const EXPIRE: &str = "DELETE FROM auth_codes WHERE authenticator IN
-    (SELECT authenticator FROM auth_codes WHERE expires_at <= $1 LIMIT $2)";
 
 /// Stores a code; one that was there before ends.
 pub async fn put(
@@ -45,9 +43,4 @@ pub async fn spend(
     let statement = if right { DELETE } else { COUNT_WRONG };
     tx.execute(statement, [authenticator.into()]).await?;
     Ok(right)
-}
-
-/// Deletes at most `limit` codes that are over; how many it were.
-pub async fn expire(tx: &mut Tx, now: i64, limit: u32) -> Result<u64> {
-    tx.execute(EXPIRE, [now.into(), limit.into()]).await
 }

@@ -25,8 +25,6 @@ const REMEMBER: &str = "INSERT INTO removed_devices (user_id, device_id, last_ms
     ON CONFLICT (user_id, device_id) DO UPDATE SET last_msg_t = excluded.last_msg_t, removed_at = excluded.removed_at";
 const RECALL: &str =
     "DELETE FROM removed_devices WHERE user_id = $1 AND device_id = $2 RETURNING last_msg_t";
-const FORGET: &str = "DELETE FROM removed_devices WHERE (user_id, device_id) IN
-    (SELECT user_id, device_id FROM removed_devices WHERE removed_at < $1 LIMIT $2)";
 const DROP_ONE_TIME_KEYS: &str = "DELETE FROM one_time_keys WHERE device_key = $1";
 const CREDENTIALS: &str = "SELECT d.device_key, d.password_hash, u.state FROM devices d
     JOIN users u ON u.user_key = d.user_key WHERE d.user_id = $1 AND d.device_id = $2";
@@ -178,10 +176,6 @@ pub async fn delete(
     Ok(())
 }
 
-/// Forgets at most `limit` devices that were removed before a time; how many it were.
-pub async fn forget_removed(tx: &mut Tx, before: i64, limit: u32) -> Result<u64> {
-    tx.execute(FORGET, [before.into(), limit.into()]).await
-}
 
 /// What Login compares with.
 pub async fn credentials(

@@ -9,8 +9,6 @@ const COUNT: &str = "SELECT COUNT(*) FROM invitations WHERE inviter_key = $1 AND
 const SPEND: &str =
     "DELETE FROM invitations WHERE code_hash = $1 AND inviter_key = $2 AND expires_at > $3
     RETURNING inviter_key";
-const EXPIRE: &str = "DELETE FROM invitations WHERE code_hash IN
-    (SELECT code_hash FROM invitations WHERE expires_at <= $1 LIMIT $2)";
 
 /// Stores an invitation.
 pub async fn insert(
@@ -34,9 +32,4 @@ pub async fn count(tx: &mut Tx, inviter_key: i64, now: i64) -> Result<i64> {
 pub async fn spend(tx: &mut Tx, code_hash: &[u8; 32], inviter_key: i64, now: i64) -> Result<bool> {
     let values = [code_hash.into(), inviter_key.into(), now.into()];
     Ok(tx.row(SPEND, values).await?.is_some())
-}
-
-/// Deletes at most `limit` invitations that are over; how many it were.
-pub async fn expire(tx: &mut Tx, now: i64, limit: u32) -> Result<u64> {
-    tx.execute(EXPIRE, [now.into(), limit.into()]).await
 }

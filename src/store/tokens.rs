@@ -10,12 +10,10 @@ const TRIM: &str = "DELETE FROM tokens WHERE device_key = $1 AND (expires_at <= 
     RETURNING expires_at";
 const REMOVE_ALL: &str = "DELETE FROM tokens WHERE device_key = $1";
 const DEVICE: &str =
-    "SELECT d.device_key, d.user_key, d.user_id, d.device_id, u.user_name, t.expires_at FROM tokens t
+    "SELECT d.device_key, d.user_key, d.user_id, d.device_id, u.user_name, t.expires_at, d.signing_key_id FROM tokens t
     JOIN devices d ON d.device_key = t.device_key JOIN users u ON u.user_key = d.user_key
     WHERE t.token_hash = $1 AND t.expires_at > $2 AND u.state = 0";
 const FIND: &str = "SELECT device_key FROM tokens WHERE token_hash = $1";
-const EXPIRE: &str = "DELETE FROM tokens WHERE token_hash IN
-    (SELECT token_hash FROM tokens WHERE expires_at <= $1 LIMIT $2)";
 
 /// Stores a new token of a device, after removing its oldest so that at most `tokens_max` remain. The wake ends
 /// what a token that was still valid had opened.
@@ -69,15 +67,11 @@ pub async fn device(
         user_name: row.text(4)?,
         token_hash,
         token_expires_at: row.int(5)?,
+        signing_key_id: row.int(6)?,
     }))
 }
 
 /// Whether a token that was valid when its call came in is still there.
 pub async fn is_valid(tx: &mut Tx, token_hash: &[u8; 32]) -> Result<bool> {
     Ok(tx.row(FIND, [token_hash.into()]).await?.is_some())
-}
-
-/// Deletes at most `limit` tokens that are over; how many it were.
-pub async fn expire(tx: &mut Tx, now: i64, limit: u32) -> Result<u64> {
-    tx.execute(EXPIRE, [now.into(), limit.into()]).await
 }

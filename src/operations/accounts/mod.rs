@@ -37,7 +37,7 @@ const TOKEN_RANDOM_BYTES: usize = 32;
 const DAY_MS: i64 = 86_400_000;
 
 /// Says whether a user id is free; ids that differ in letter case alone are one.
-pub async fn ask_id(
+pub async fn ask_user_id(
     node: &Node,
     _caller: &Caller,
     request: AskUserIdAvailableRequest,

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     config::Registration,
     error::Error,
-    operations::{accounts::ask_id, invitations},
+    operations::{accounts::ask_user_id, invitations},
     proto::{
         ski::FriendStatus,
         skiserver::AskUserIdAvailableRequest,
@@ -140,14 +140,14 @@ async fn a_taken_id_is_a_conflict_in_any_letter_case_and_leaves_the_code_usable(
         let request = AskUserIdAvailableRequest {
             user_id: user_id.to_owned(),
         };
-        let answer = ask_id(&bench, &stranger(), request).await;
+        let answer = ask_user_id(&bench, &stranger(), request).await;
         assert_eq!(answer.is_ok(), free, "{user_id}");
         assert!(free || matches!(answer, Err(Error::Conflict(_))));
     }
     let request = AskUserIdAvailableRequest {
         user_id: "a b".to_owned(),
     };
-    let answer = ask_id(&bench, &stranger(), request).await;
+    let answer = ask_user_id(&bench, &stranger(), request).await;
     assert!(matches!(answer, Err(Error::Invalid("user_id"))));
 }
 

@@ -1,0 +1,6 @@
+//! The test suite: one binary, one module for each subject.
+
+#[cfg(test)]
+mod config_files;
+#[cfg(test)]
+mod contract_tables;
