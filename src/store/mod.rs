@@ -28,14 +28,22 @@ use crate::{
 
 mod append;
 mod batch;
+pub mod cache;
+pub mod codes;
 pub mod contacts;
+pub mod devices;
+pub mod friends;
+pub mod invitations;
 pub mod keys;
 pub mod mailbox;
 pub mod outbox;
 pub mod retention;
 pub mod server_keys;
+pub mod sessions;
 pub(crate) mod sql;
+pub mod tokens;
 mod tx;
+pub mod users;
 mod writer;
 mod writes;
 
