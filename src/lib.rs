@@ -13,4 +13,5 @@ pub mod error;
 pub mod identity;
 pub mod lab;
 pub mod limits;
+pub mod peers;
 pub mod proto;

@@ -1,0 +1,4 @@
+//! The way out: other domains' nodes, found by DNS and proved by their certificates.
+
+pub mod discovery;
+mod race;
