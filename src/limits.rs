@@ -57,6 +57,22 @@ pub const DNS_QUESTION_MS: u64 = 1_500;
 pub const CONNECT_STAGGER_MS: u64 = 250;
 /// A target of lower priority is tried beside the others after this time.
 pub const CONNECT_FALL_BACK_MS: u64 = 1_000;
+/// Nodes of one domain to which one attempt to reach it speaks TLS.
+pub const DIAL_HANDSHAKES_MAX: usize = 4;
+/// After our handshake with a peer its first bytes, or its refusal, are awaited this long.
+pub const PEER_GREETING_MS: u64 = 1_000;
+/// A connection to a peer that was opened, or failed, this long before anybody asked for it is not used.
+pub const DIALLED_MS: u64 = 2_000;
+/// Calls that wait in one queue when a connection fails share its failure for this long.
+pub const DIAL_FAILURE_SHARED_MS: u64 = 50;
+/// A connection to a peer is tested after this time without traffic.
+pub const PEER_PING_SECONDS: u64 = 10;
+/// A peer that does not answer the test for this long is gone.
+pub const PEER_PING_TIMEOUT_SECONDS: u64 = 5;
+/// Domains to which connections are held.
+pub const PEER_CHANNELS_MAX: usize = 2_048;
+/// A connection to a peer is closed after this time without a call.
+pub const PEER_CHANNEL_IDLE_MS: i64 = 5 * 60_000;
 /// Connections that passed their handshake and wait to be served.
 pub const ACCEPTED_MAX: usize = 64;
 /// After an error of the listener itself the next connection is awaited this long.

@@ -216,7 +216,7 @@ impl Discovery {
     async fn ask_service(&self, domain: &str) -> Result<Fresh<Service>, Unreachable> {
         let name = format!("{SERVICE}.{domain}.");
         let Some(lookup) = self.ask(&name, RecordType::SRV).await? else {
-            return Ok(Fresh::negative(Service::Unsaid));
+            return Ok(Fresh::negative(Service::Unsaid, true));
         };
         let records = lookup
             .answers()
@@ -266,7 +266,7 @@ impl Discovery {
             self.ask(&name, RecordType::A)
         );
         let lists = match (v6, v4) {
-            (Ok(None), Ok(None)) => return Ok(Fresh::negative(Vec::new())),
+            (Ok(None), Ok(None)) => return Ok(Fresh::negative(Vec::new(), false)),
             (Ok(v6), Ok(v4)) => [v6, v4],
             // One kind of address is enough to go on with.
             (Ok(Some(one)), Err(_)) | (Err(_), Ok(Some(one))) => [Some(one), None],

@@ -1,4 +1,6 @@
 //! The way out: other domains' nodes, found by DNS and proved by their certificates.
 
+pub mod channel;
+mod dial;
 pub mod discovery;
 mod race;

@@ -11,6 +11,7 @@ use crate::limits;
 pub(super) struct Fresh<V> {
     value: V,
     life_ms: i64,
+    outlives: bool,
 }
 
 impl<V> Fresh<V> {
@@ -22,14 +23,17 @@ impl<V> Fresh<V> {
         Self {
             value,
             life_ms: i64::from(seconds) * 1_000,
+            outlives: true,
         }
     }
 
-    /// DNS says that there is nothing.
-    pub(super) fn negative(value: V) -> Self {
+    /// DNS says that there is nothing, which is believed for seconds. If we can go on without, it is as good as
+    /// any other answer while the name servers fail.
+    pub(super) fn negative(value: V, outlives: bool) -> Self {
         Self {
             value,
             life_ms: limits::DNS_NEGATIVE_MS,
+            outlives,
         }
     }
 }
@@ -45,6 +49,8 @@ struct Known<V> {
     fresh_until_ms: i64,
     /// When the value came in.
     answered_at_ms: i64,
+    /// Whether it is used after its time if nothing better can be had.
+    outlives: bool,
     outcome: Result<V, Unreachable>,
 }
 
@@ -71,12 +77,13 @@ impl<V: Clone + Send + Sync + 'static> Answers<V> {
                 asked_at_ms: now_ms,
                 fresh_until_ms: now_ms + fresh.life_ms,
                 answered_at_ms: now_ms,
+                outlives: fresh.outlives,
                 outcome: Ok(fresh.value),
             },
             Err(failure) => {
                 let usable = known.filter(|known| {
                     let age_ms = now_ms - known.answered_at_ms;
-                    known.outcome.is_ok() && age_ms < limits::DNS_STALE_MS
+                    known.outlives && age_ms < limits::DNS_STALE_MS
                 });
                 if usable.is_some() {
                     tracing::warn!(name, %failure, "an old answer of DNS is used");
@@ -85,6 +92,7 @@ impl<V: Clone + Send + Sync + 'static> Answers<V> {
                     asked_at_ms: now_ms,
                     fresh_until_ms: now_ms + limits::DNS_NEGATIVE_MS,
                     answered_at_ms: usable.as_ref().map_or(now_ms, |k| k.answered_at_ms),
+                    outlives: usable.is_some(),
                     outcome: usable.map_or(Err(failure), |known| known.outcome.clone()),
                 }
             }
