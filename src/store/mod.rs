@@ -30,6 +30,7 @@ pub mod append;
 pub mod contacts;
 pub mod mailbox;
 pub mod outbox;
+pub mod peers;
 pub mod server_keys;
 pub(crate) mod sql;
 mod writer;
