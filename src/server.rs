@@ -167,7 +167,7 @@ fn peer_transport(limits: &Limits) -> Server {
     let age = Duration::from_mins(limits.connection_age_minutes.into());
     transport(limits)
         .max_connection_age(age)
-        .max_connection_age_grace(age)
+
 }
 
 impl Running {

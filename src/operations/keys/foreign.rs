@@ -173,7 +173,7 @@ mod tests {
             (
                 "no device",
                 of(&|b| {
-                    b.user_address = Some(UserAddress::parse("bob@b.test").unwrap().to_proto())
+                    b.user_address = Some(UserAddress::parse("bob@b.test").unwrap().to_proto());
                 }),
             ),
             ("no identity", of(&|b| b.identity_key_public = None)),
@@ -184,7 +184,7 @@ mod tests {
                         .as_mut()
                         .unwrap()
                         .sign_public_key
-                        .clear()
+                        .clear();
                 }),
             ),
             ("no signed key", of(&|b| b.signed_pre_key_public = None)),

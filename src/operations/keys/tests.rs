@@ -95,8 +95,8 @@ impl Phone {
         asks(bench, &self.caller, user_id, device_id).await
     }
 
-    fn address(&self) -> Option<E2eeAddress> {
-        Some(self.device.address.to_proto())
+    fn address(&self) -> E2eeAddress {
+        self.device.address.to_proto()
     }
 
     async fn letters(&self, bench: &Bench) -> Vec<ProtoMsg> {
@@ -297,7 +297,7 @@ async fn a_device_whose_stock_runs_low_is_asked_once_for_no_more_than_it_has() {
     let asked = bob.letters(&bench).await;
     let request = SupplyOpksRequest {
         e2ee_pack_id: PACK,
-        user_address: bob.address(),
+        user_address: Some(bob.address()),
         one_time_pre_key_public_list: opks([1, 2]),
     };
     supply(&bench, &bob.caller, request).await.unwrap();
@@ -311,7 +311,7 @@ async fn a_device_whose_stock_runs_low_is_asked_once_for_no_more_than_it_has() {
     };
     assert_eq!(
         (message.opks_num, message.user_address.clone()),
-        (limits::OPKS_LOW, bob.address())
+        (limits::OPKS_LOW, Some(bob.address()))
     );
     assert_eq!(asked[0].from, None);
 }
@@ -336,7 +336,7 @@ async fn a_published_key_is_in_the_next_bundle() {
     let alice = Phone::new(&bench, "alice", "phone", 0).await;
     let bob = Phone::new(&bench, "bob", "phone", 0).await;
     let request = |spk| PublishSpkRequest {
-        user_address: bob.address(),
+        user_address: Some(bob.address()),
         signed_pre_key_public: spk,
     };
 
@@ -371,7 +371,7 @@ async fn supplied_keys_are_checked_before_they_are_stored() {
     let bob = Phone::new(&bench, "bob", "phone", 0).await;
     let good = SupplyOpksRequest {
         e2ee_pack_id: PACK,
-        user_address: bob.address(),
+        user_address: Some(bob.address()),
         one_time_pre_key_public_list: opks(101..=108),
     };
     let with = |change: &dyn Fn(&mut SupplyOpksRequest)| {
