@@ -49,6 +49,44 @@ pub const CACHE_SECONDS_MAX: u64 = 60;
 pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
 /// Names in one certificate of a peer.
 pub const CERTIFICATE_NAMES_MAX: usize = 256;
+/// Targets of one domain's SRV records that are looked at.
+pub const SRV_TARGETS_MAX: usize = 16;
+/// Addresses of one host that are tried.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+/// Domains, and hosts, whose DNS answers are remembered.
+pub const DNS_ANSWERS_MAX: u64 = 10_000;
+/// An answer of DNS is used at least this long.
+pub const DNS_TTL_MIN_SECONDS: u32 = 5;
+/// An answer of DNS is used at most this long.
+pub const DNS_TTL_MAX_SECONDS: u32 = 3_600;
+/// "There is no such thing", or no answer at all, is believed for this long.
+pub const DNS_NEGATIVE_MS: i64 = 5_000;
+/// While the name servers fail, the last answer is used up to this age.
+pub const DNS_STALE_MS: i64 = 24 * 3_600_000;
+/// One question is sent again after this time without an answer.
+pub const DNS_RETRY_MS: u64 = 700;
+/// One question is given up after this time.
+pub const DNS_QUESTION_MS: u64 = 1_500;
+/// The next address of a peer is tried beside the others after this time.
+pub const CONNECT_STAGGER_MS: u64 = 250;
+/// A target of lower priority is tried beside the others after this time.
+pub const CONNECT_FALL_BACK_MS: u64 = 1_000;
+/// Nodes of one domain to which one attempt to reach it speaks TLS.
+pub const DIAL_HANDSHAKES_MAX: usize = 4;
+/// After our handshake with a peer its first bytes, or its refusal, are awaited this long.
+pub const PEER_GREETING_MS: u64 = 1_000;
+/// A connection to a peer that was opened, or failed, this long before anybody asked for it is not used.
+pub const DIALLED_MS: u64 = 2_000;
+/// Calls that wait in one queue when a connection fails share its failure for this long.
+pub const DIAL_FAILURE_SHARED_MS: u64 = 50;
+/// A connection to a peer is tested after this time without traffic.
+pub const PEER_PING_SECONDS: u64 = 10;
+/// A peer that does not answer the test for this long is gone.
+pub const PEER_PING_TIMEOUT_SECONDS: u64 = 5;
+/// Domains to which connections are held.
+pub const PEER_CHANNELS_MAX: usize = 2_048;
+/// A connection to a peer is closed after this time without a call.
+pub const PEER_CHANNEL_IDLE_MS: i64 = 5 * 60_000;
 /// Connections that passed their handshake and wait to be served.
 pub const ACCEPTED_MAX: usize = 64;
 /// After an error of the listener itself the next connection is awaited this long.

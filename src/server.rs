@@ -126,10 +126,11 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
         kill,
         doors,
     };
+    // Lanes know what waits before the first request could overtake it.
+    running.start_workers().await?;
     running.open_client_door(client)?;
     running.open_peer_door(peer).await;
     running.open_admin_door(admin);
-    running.start_workers().await?;
     Ok(running)
 }
 
