@@ -30,7 +30,7 @@ pub const IGNORED_DEVICES_MAX: usize = 256;
 /// The longest text that is repeated from a peer's answer.
 pub const PEER_TEXT_CHARS_MAX: usize = 200;
 /// Message ids named in one notice to a sender.
-pub const NOTICE_MSG_IDS_MAX: usize = 100;
+pub const NOTICE_MSG_IDS_MAX: u32 = 100;
 /// Password hashes that may wait for their turn; further calls are sent away.
 pub const PASSWORDS_WAITING_MAX: usize = 128;
 /// Auth codes on their way to a mail server or webhook at the same time.
@@ -95,6 +95,31 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 pub const IDENTITY_RELOAD_SECONDS: u64 = 5;
 /// An open connection's certificate is verified again after this time.
 pub const PEER_JUDGED_MS: i64 = 60_000;
+
+/// The ceiling of the first pause after a failure; it doubles from there.
+pub const RETRY_FIRST_MS: i64 = 1_000;
+/// An outage is early for this long; pauses may grow longer after it.
+pub const RETRY_EARLY_MS: i64 = 3_600_000;
+/// Calls for data under way to one peer that was silent when last asked.
+pub const ASKS_OF_SILENT_PEER_MAX: u32 = 4;
+/// A peer's own requests end its backoff this often at most: it may reach us while we can't reach it.
+pub const CONTACT_CLEARS_EVERY_MS: i64 = 5_000;
+/// How often a peer's contact is written down, and requests it put off are tried again because of it.
+pub const CONTACT_NOTED_EVERY_MS: i64 = 60_000;
+/// Peers heard of within this time are greeted at the start.
+pub const GREETED_PEERS_DAYS: i64 = 7;
+/// Peers greeted at the start at most, the latest heard of first.
+pub const GREETED_PEERS_MAX: u32 = 10_000;
+/// Peers not heard of for this long are forgotten.
+pub const PEERS_DAYS: i64 = 30;
+/// A lane whose peer puts it off for longer holds back no barrier, and no barrier put off so long holds back others.
+pub const BARRIER_PATIENCE_MS: i64 = 60_000;
+/// The outbox is looked through for late, expired and refused requests at this interval.
+pub const OUTBOX_SWEEP_SECONDS: u64 = 5;
+/// Requests of the outbox read, marked or deleted in one go.
+pub const OUTBOX_BATCH_ROWS: u32 = 500;
+/// A sender whose messages are still late is told again after this time.
+pub const LATE_AGAIN_MS: i64 = 86_400_000;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -27,6 +27,7 @@ use tonic_health::pb::{
 use super::{
     dial::{DialError, Dialler, Means},
     discovery::Discovery,
+    wire::is_silence,
 };
 use crate::{
     address::Domain,
@@ -48,6 +49,9 @@ pub enum PeerError {
     /// No connection, a broken one, or something that is no answer. The text says what, for the operator.
     #[error("{0}")]
     Transport(String),
+    /// It answered, but not this call.
+    #[error("{0}")]
+    Failed(String),
     /// Nothing came in the time that the caller gave.
     #[error("no answer in time")]
     Deadline,
@@ -112,7 +116,14 @@ impl Channels {
             if outcome.as_ref().is_err_and(is_unsent) {
                 outcome = rpc(self.channel(domain)?, request.clone()).await;
             }
-            outcome.map_err(|status| PeerError::Transport(explain(domain, &status, &dialler)))
+            outcome.map_err(|status| {
+                let text = explain(domain, &status, &dialler);
+                if is_silence(&status) {
+                    PeerError::Transport(text)
+                } else {
+                    PeerError::Failed(text)
+                }
+            })
         };
         match tokio::time::timeout(limit, attempts).await {
             Ok(outcome) => outcome.map(Response::into_inner),
