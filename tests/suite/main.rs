@@ -4,3 +4,5 @@
 mod config_files;
 #[cfg(test)]
 mod contract_tables;
+#[cfg(test)]
+mod lab;
