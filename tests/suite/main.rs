@@ -5,4 +5,6 @@ mod config_files;
 #[cfg(test)]
 mod contract_tables;
 #[cfg(test)]
+mod doors;
+#[cfg(test)]
 mod lab;

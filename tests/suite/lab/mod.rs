@@ -156,7 +156,9 @@ impl Lab {
             faults: Arc::clone(&faults),
         };
         let runtime = runtime(domain, 2);
-        let running = runtime.spawn(server::start(config, options)).await.unwrap();
+        let handle = runtime.handle().clone();
+        let start = move || handle.block_on(server::start(config, options));
+        let running = tokio::task::spawn_blocking(start).await.unwrap();
         let up = Up {
             running: running.unwrap_or_else(|error| panic!("{domain} does not start: {error:?}")),
             runtime,

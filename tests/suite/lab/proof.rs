@@ -1,6 +1,6 @@
 //! That the lab itself does what its words say.
 
-use skiserver::proto::skissm::ResponseCode;
+use skiserver::proto::{skiserver::AcquireGroupMemberInfosRequest, skissm::ResponseCode};
 
 use super::*;
 
@@ -55,7 +55,10 @@ async fn a_snapshot_sees_what_changes() {
     alice.send(&bob, "hello").await;
 
     let changed = before.changed(&lab.snapshot().await);
-    assert!(changed.contains(&"a.test: mailbox".to_owned()), "{changed:?}");
+    assert!(
+        changed.contains(&"a.test: mailbox".to_owned()),
+        "{changed:?}"
+    );
 }
 
 #[tokio::test]
@@ -64,15 +67,17 @@ async fn a_scripted_peer_hears_and_answers() {
     let evil = Scripted::join(&lab, "evil.test").await;
     let alice = lab.user("alice@a.test").await;
     let eve = evil.target("eve", "phone");
-    evil.next("GetPreKeyBundle", [Act::reply(&eve.answer(vec![eve.bundle()]))]);
+    evil.next(
+        "GetPreKeyBundle",
+        [Act::reply(&eve.answer(vec![eve.bundle()]))],
+    );
 
     let bundles = skiserver::client::talk::bundles(&alice, &eve.address.user).await;
     let asked = evil.hears("GetPreKeyBundle", 1).await;
-    let infos = evil.calls(&lab, "a.test").acquire_group_member_infos(
-        skiserver::proto::skiserver::AcquireGroupMemberInfosRequest {
-            user_address: Some(alice.address().user.to_proto()),
-        },
-    );
+    let mut node = evil.calls(&lab, "a.test");
+    let infos = node.acquire_group_member_infos(AcquireGroupMemberInfosRequest {
+        user_address: Some(alice.address().user.to_proto()),
+    });
 
     assert_eq!(bundles.unwrap().len(), 1);
     assert_eq!(asked[0].domain, "a.test");

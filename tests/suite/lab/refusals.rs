@@ -19,11 +19,7 @@ pub(crate) async fn answer<R>(call: impl Future<Output = Result<Response<R>, Sta
 }
 
 /// Waits for what must happen, but not for ever.
-pub(crate) async fn within<T>(
-    patience: Duration,
-    what: &str,
-    event: impl Future<Output = T>,
-) -> T {
+pub(crate) async fn within<T>(patience: Duration, what: &str, event: impl Future<Output = T>) -> T {
     let happened = tokio::time::timeout(patience, event).await;
     happened.unwrap_or_else(|_| panic!("waited {patience:?} for {what} in vain"))
 }

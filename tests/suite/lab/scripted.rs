@@ -22,14 +22,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, body::Body, server::NamedService};
 
-use super::{
-    Lab, PATIENCE, free_ports,
-    raw::RawCodec,
-    refusals::within,
-};
+use super::{Lab, PATIENCE, free_ports, raw::RawCodec, refusals::within};
 
 mod bundles;
-mod dial;
+pub(crate) mod dial;
 mod door;
 
 pub(crate) use bundles::Target;

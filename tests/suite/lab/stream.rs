@@ -5,8 +5,8 @@ use skiserver::{
     client::{Device, Inbox, talk, verify},
     proto::skissm::{
         AcceptMsg, AddUserDeviceMsg, E2eeAddress, E2eeMsg, InviteMsg, ProtoMsg, ProtoMsgTag,
-        RemoveUserDeviceMsg, ServerHeartbeatMsg, SupplyOpksMsg, SystemManagerMsg,
-        e2ee_msg, proto_msg::Payload,
+        RemoveUserDeviceMsg, ServerHeartbeatMsg, SupplyOpksMsg, SystemManagerMsg, e2ee_msg,
+        proto_msg::Payload,
     },
 };
 use tonic::Status;
@@ -104,7 +104,10 @@ impl OpenStream {
         assert!(was_there.unwrap(), "{tag:?} was still in the mailbox");
     }
 
-    async fn next_as<T>(&mut self, pick: impl FnOnce(Payload) -> Result<T, Payload>) -> Received<T> {
+    async fn next_as<T>(
+        &mut self,
+        pick: impl FnOnce(Payload) -> Result<T, Payload>,
+    ) -> Received<T> {
         let message = self.next().await;
         let wanted = std::any::type_name::<T>();
         Received {
@@ -193,7 +196,10 @@ impl OpenStream {
         self.consumed(pick).await
     }
 
-    async fn consumed<T>(&mut self, pick: impl FnOnce(Payload) -> Result<T, Payload>) -> Received<T> {
+    async fn consumed<T>(
+        &mut self,
+        pick: impl FnOnce(Payload) -> Result<T, Payload>,
+    ) -> Received<T> {
         let received = self.next_as(pick).await;
         self.consume(&received.tag).await;
         received

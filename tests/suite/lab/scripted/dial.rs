@@ -4,13 +4,10 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName, version::TLS13};
-use skiserver::{
-    lab::ca::Issued,
-    proto::skiserver::e2ee_s2s_service_client::E2eeS2sServiceClient,
-};
+use rustls::{ClientConfig, ConfigBuilder, WantsVerifier, pki_types::ServerName, version::TLS13};
+use skiserver::{lab::ca::Issued, proto::skiserver::e2ee_s2s_service_client::E2eeS2sServiceClient};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -48,13 +45,22 @@ impl Interceptor for Header {
 }
 
 impl Scripted {
-    /// Calls a node with the peer's own certificate and name.
-    pub(crate) fn calls(&self, lab: &Lab, domain: &str) -> PeerMethods {
-        let dialler = Dialler {
+    /// The peer's own certificate and name.
+    pub(crate) fn dialler(&self) -> Dialler {
+        Dialler {
             issued: Some(Arc::clone(&self.issued)),
             header: Some(self.domain.to_string()),
-        };
-        dialler.calls(lab, domain)
+        }
+    }
+
+    /// Calls a node as itself.
+    pub(crate) fn calls(&self, lab: &Lab, domain: &str) -> PeerMethods {
+        self.dialler().calls(lab, domain)
+    }
+
+    /// A bare channel to a node, as itself but for the header.
+    pub(crate) fn channel(&self, lab: &Lab, domain: &str) -> Channel {
+        self.dialler().channel(lab, domain)
     }
 }
 
@@ -68,32 +74,47 @@ impl Dialler {
 
     /// A channel to a node's peer door that opens with the first call.
     pub(crate) fn channel(&self, lab: &Lab, domain: &str) -> Channel {
-        let roots = door::roots(lab.authority.certificate_pem());
-        let tls = ClientConfig::builder_with_protocol_versions(&[&TLS13])
-            .with_root_certificates(roots);
-        let mut tls = match &self.issued {
-            Some(issued) => {
-                let (chain, key) = door::pair(issued);
-                tls.with_client_auth_cert(chain, key).unwrap()
-            }
-            None => tls.with_no_client_auth(),
-        };
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = ClientConfig::builder_with_protocol_versions(&[&TLS13]);
+        let tls = credentials(tls, lab, self.issued.as_deref());
         channel(domain, lab.config(domain).doors.peer, tls)
     }
 }
 
-/// A channel to `address`, whose certificate must name `domain`.
-pub(crate) fn channel(domain: &str, address: SocketAddr, tls: ClientConfig) -> Channel {
-    let connector = TlsConnector::from(Arc::new(tls));
-    let name = ServerName::try_from(domain.to_owned()).unwrap();
-    let dial = tower::service_fn(move |_: Uri| {
-        let (connector, name) = (connector.clone(), name.clone());
-        async move {
-            let tcp = TcpStream::connect(address).await?;
-            let tls = connector.connect(name, tcp).await?;
-            Ok::<_, io::Error>(TokioIo::new(tls))
+/// A client that trusts the lab's authority and shows this certificate, if any.
+pub(crate) fn credentials(
+    tls: ConfigBuilder<ClientConfig, WantsVerifier>,
+    lab: &Lab,
+    issued: Option<&Issued>,
+) -> ClientConfig {
+    let tls = tls.with_root_certificates(door::roots(lab.authority.certificate_pem()));
+    let mut tls = match issued {
+        Some(issued) => {
+            let (chain, key) = door::pair(issued);
+            tls.with_client_auth_cert(chain, key).unwrap()
         }
+        None => tls.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    tls
+}
+
+/// Opens a connection as far as the client sees it: what the other side thinks of its certificate comes later.
+pub(crate) async fn handshake(
+    domain: &str,
+    address: SocketAddr,
+    tls: ClientConfig,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(domain.to_owned()).unwrap();
+    let tcp = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(tls)).connect(name, tcp).await
+}
+
+/// A channel to `address`, whose certificate must name `domain`.
+fn channel(domain: &str, address: SocketAddr, tls: ClientConfig) -> Channel {
+    let name = domain.to_owned();
+    let dial = tower::service_fn(move |_: Uri| {
+        let (name, tls) = (name.clone(), tls.clone());
+        async move { handshake(&name, address, tls).await.map(TokioIo::new) }
     });
     Endpoint::from_shared(format!("http://{domain}"))
         .unwrap()

@@ -48,9 +48,7 @@ pub(super) fn roots(pem: &str) -> RootCertStore {
     roots
 }
 
-pub(super) fn pair(
-    issued: &Issued,
-) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+pub(super) fn pair(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let chain = CertificateDer::pem_slice_iter(issued.chain_pem.as_bytes());
     let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes());
     (chain.map(Result::unwrap).collect(), key.unwrap())
