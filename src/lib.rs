@@ -9,6 +9,7 @@ pub mod peers;
 pub mod store;
 
 pub mod address;
+pub mod authenticator;
 pub mod caller;
 pub mod client;
 pub mod clock;
@@ -20,6 +21,8 @@ pub mod identity;
 pub mod lab;
 pub mod limits;
 pub mod node;
+pub mod packs;
+pub mod passwords;
 pub mod payload;
 pub mod proto;
 pub mod rates;

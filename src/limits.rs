@@ -31,6 +31,20 @@ pub const IGNORED_DEVICES_MAX: usize = 256;
 pub const PEER_TEXT_CHARS_MAX: usize = 200;
 /// Message ids named in one notice to a sender.
 pub const NOTICE_MSG_IDS_MAX: usize = 100;
+/// Password hashes that may wait for their turn; further calls are sent away.
+pub const PASSWORDS_WAITING_MAX: usize = 128;
+/// Auth codes on their way to a mail server or webhook at the same time.
+pub const CODES_UNDER_WAY_MAX: usize = 256;
+/// How long an invitation is valid.
+pub const INVITATION_DAYS: i64 = 14;
+/// Unused invitations of one user.
+pub const INVITATIONS_PER_USER_MAX: i64 = 100;
+/// Device addresses whose failed logins are counted.
+pub const FAILURES_KEPT_MAX: usize = 100_000;
+/// Entries of one cache.
+pub const CACHE_ENTRIES_MAX: u64 = 65_536;
+/// How long a cache may keep an entry.
+pub const CACHE_SECONDS_MAX: u64 = 60;
 /// Messages with a growing sequence may jump this far (contract section 14).
 pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
 /// Names in one certificate of a peer.

@@ -5,8 +5,8 @@ use std::{
     collections::HashMap,
     hash::Hash,
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     address::Domain,
     error::{Error, Result},
-    limits::Limits,
+    limits::{self, Limits},
 };
 
 /// A bucket for each key, all of one size.
@@ -55,14 +55,67 @@ impl<K: Hash + Eq + Clone> Rate<K> {
     }
 }
 
+/// Failures of each key within a period. Unlike a bucket it costs nothing to ask, so what succeeds is free.
+pub struct Failures {
+    period: Duration,
+    max: u32,
+    counts: Mutex<HashMap<String, (Instant, u32)>>,
+}
+
+impl Failures {
+    fn per(period: Duration, max: u32) -> Self {
+        Self {
+            period,
+            max,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Refuses with `what` while the key failed too often.
+    pub fn check(&self, key: &str, what: &'static str) -> Result<()> {
+        match self.counts().get(key) {
+            Some((since, count)) if *count >= self.max && since.elapsed() < self.period => {
+                Err(Error::Throttled(what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a failure. The period of a key starts with its first.
+    pub fn count(&self, key: String) {
+        let mut counts = self.counts();
+        if counts.len() >= limits::FAILURES_KEPT_MAX {
+            counts.retain(|_, (since, _)| since.elapsed() < self.period);
+        }
+        if counts.len() >= limits::FAILURES_KEPT_MAX {
+            return;
+        }
+        let entry = counts.entry(key).or_insert_with(|| (Instant::now(), 0));
+        if entry.0.elapsed() >= self.period {
+            *entry = (Instant::now(), 0);
+        }
+        entry.1 += 1;
+    }
+
+    fn sweep(&self) {
+        let mut counts = self.counts();
+        counts.retain(|_, (since, _)| since.elapsed() < self.period);
+        counts.shrink_to_fit();
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<String, (Instant, u32)>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// All buckets of the node.
 pub struct Rates {
     /// Auth codes per authenticator.
     pub codes: Rate<String>,
     /// Account calls per network address.
     pub addresses: Rate<std::net::IpAddr>,
-    /// Failed logins per device address.
-    pub logins: Rate<String>,
+    /// Failed logins per network address and device: a stranger elsewhere locks nobody out.
+    pub logins: Failures,
     /// Bundle calls per caller.
     pub bundle_calls: Rate<i64>,
     /// One-time keys per calling device and target device.
@@ -86,7 +139,7 @@ impl Rates {
         Self {
             codes: Rate::per(HOUR, limits.auth_codes_per_authenticator_hour),
             addresses: Rate::per(MINUTE, limits.account_calls_per_address_minute),
-            logins: Rate::per(HOUR, limits.login_failures_per_device_hour),
+            logins: Failures::per(HOUR, limits.login_failures_per_device_hour),
             bundle_calls: Rate::per(MINUTE, limits.bundle_calls_per_caller_minute),
             caller_keys: Rate::per(HOUR, limits.opks_per_caller_hour),
             peer_keys: Rate::per(HOUR, limits.opks_per_peer_hour),

@@ -68,7 +68,7 @@ struct Bell {
 
 impl Wakes for Bell {
     fn wake(&self, wake: Wake) {
-        self.tokens.forget(&wake.ended);
+        self.tokens.wake(&wake);
         self.live.wake(&wake);
         self.peers.wake(&wake);
     }
@@ -98,6 +98,7 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
         rates: Rates::new(&limits),
         budgets: Budgets::new(limits.requests_per_peer_max),
         codes: crate::gateways::CodeGateway::new(&config)?,
+        passwords: crate::passwords::Passwords::new(&limits)?,
         tokens: Arc::default(),
         clock: options.clock,
         home,
@@ -125,10 +126,11 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
         kill,
         doors,
     };
+    // Lanes know what waits before the first request could overtake it.
+    running.start_workers().await?;
     running.open_client_door(client)?;
     running.open_peer_door(peer).await;
     running.open_admin_door(admin);
-    running.start_workers().await?;
     Ok(running)
 }
 

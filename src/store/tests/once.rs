@@ -1,6 +1,9 @@
 //! Operations that happen once.
 
-use super::*;
+use super::{
+    Appended::{New, Repeat},
+    *,
+};
 
 #[tokio::test]
 async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
@@ -14,8 +17,8 @@ async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
     let first = fixture.store.append(invite(1_000)).await.unwrap();
     let repeat = fixture.store.append(invite(2_000)).await.unwrap();
 
-    assert_eq!(first, Appended::New);
-    assert_eq!(repeat, Appended::Repeat(1_000));
+    assert_eq!(first, New);
+    assert_eq!(repeat, Repeat(1_000));
     assert_eq!(fixture.bodies(&bob).await, ["invite"]);
     fixture.assert_consistent().await;
 }
@@ -50,7 +53,6 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
         .await;
 
     let answers: Vec<Appended> = answers.into_iter().map(Result::unwrap).collect();
-    use Appended::{New, Repeat};
     assert_eq!(answers, [New, New, Repeat(1), Repeat(9), Repeat(9)]);
     assert_eq!(fixture.bodies(&bob).await, ["old", "a", "b"]);
     fixture.assert_consistent().await;
@@ -112,11 +114,7 @@ async fn many_keys_in_one_batch_are_told_apart() {
     let answers = fixture.together((0..300).map(write).collect()).await;
 
     for (n, answer) in (0..300).zip(answers) {
-        let expected = if n < 100 {
-            Appended::New
-        } else {
-            Appended::Repeat(n % 100)
-        };
+        let expected = if n < 100 { New } else { Repeat(n % 100) };
         assert_eq!(answer.unwrap(), expected);
     }
     assert_eq!(fixture.bodies(&bob).await.len(), 100);

@@ -1,0 +1,96 @@
+//! A node without doors on a database of its own, for tests of operations.
+
+use std::sync::Arc;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    address::Home,
+    clock::Clock,
+    config::Config,
+    delivery::live::Live,
+    gateways::CodeGateway,
+    node::Node,
+    passwords::Passwords,
+    peers::Peers,
+    rates::Rates,
+    signing::Signer,
+    store::{Store, StoreOptions},
+};
+
+/// A node of `a.test`; its files go when this is dropped.
+pub(crate) struct Bench {
+    pub(crate) node: Node,
+    folder: tempfile::TempDir,
+}
+
+impl std::ops::Deref for Bench {
+    type Target = Node;
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl Bench {
+    /// A node with the lab's costs and codes in a file.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same, after a change to its configuration.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let mut config: Config = toml::from_str(
+            r#"
+            domain = "a.test"
+            tls = { certificate = "unused.pem", key = "unused.key" }
+            codes = { delivery = "file", file = { path = "" } }
+            limits = { argon2_memory_kib = 8, argon2_passes = 1, account_calls_per_address_minute = 10000 }
+            "#,
+        )
+        .unwrap();
+        config.codes.file.as_mut().unwrap().path = folder.path().join("codes.jsonl");
+        change(&mut config);
+        let (config, limits) = (Arc::new(config.clone()), Arc::new(config.limits));
+        let (home, clock) = (Home::new(config.domain().unwrap()), Clock::default());
+        let tasks = TaskTracker::new();
+        let options = StoreOptions {
+            path: folder.path().join("node.db"),
+            readers: 2,
+            limits: Arc::clone(&limits),
+            clock: clock.clone(),
+            faults: Arc::default(),
+        };
+        let store = Store::open(options, &tasks).await.unwrap();
+        let signer = Signer::load(&store, &home, config.operator(), &clock)
+            .await
+            .unwrap();
+        let node = Node {
+            codes: CodeGateway::new(&config).unwrap(),
+            passwords: Passwords::new(&limits).unwrap(),
+            rates: Rates::new(&limits),
+            live: Arc::new(Live::new(limits.streams_max)),
+            peers: Arc::new(Peers {}),
+            stop: CancellationToken::new(),
+            home,
+            config,
+            limits,
+            clock,
+            store,
+            signer,
+            tasks,
+        };
+        Self { node, folder }
+    }
+
+    /// The newest code for an authenticator, spelled as it was asked for.
+    pub(crate) fn code(&self, authenticator: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.folder.path().join("codes.jsonl")).ok()?;
+        let lines = text.lines().rev();
+        lines
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .find(|line| line["authenticator"] == authenticator)
+            .map(|line| line["code"].as_str().unwrap().to_owned())
+    }
+}
