@@ -289,22 +289,24 @@ impl Drop for Lab {
 fn suit_tests(config: &mut Config) {
     config.store.readers = 2;
     let limits = &mut config.limits;
-    limits.stream_settle_ms = 20;
-    limits.stream_sync_wait_ms = 200;
-    limits.transaction_ms = 5_000;
-    limits.argon2_memory_kib = 8;
     limits.drain_seconds = 5;
-    limits.handshake_ms = 15_000;
+    suit_slow_machines(limits);
 }
 
-/// The bounds of a real node, but for those that a slow machine breaks.
+/// The bounds of a real node, but for waits and costs that tests can't afford.
 pub(crate) fn real_limits() -> Limits {
     let mut limits = Limits::default();
+    suit_slow_machines(&mut limits);
+    limits
+}
+
+fn suit_slow_machines(limits: &mut Limits) {
+    limits.stream_settle_ms = 5;
+    limits.stream_sync_wait_ms = 100;
     limits.transaction_ms = 5_000;
     limits.handshake_ms = 15_000;
     limits.argon2_memory_kib = 8;
     limits.argon2_passes = 1;
-    limits
 }
 
 fn runtime(name: &str, threads: usize) -> Runtime {

@@ -35,7 +35,7 @@ impl Deref for User {
 }
 
 impl Lab {
-    /// Registers the first device of `user@domain`.
+    /// Registers the first device of `user@domain`. Its mailbox is empty then: the welcome was consumed.
     pub(crate) async fn user(&self, address: &str) -> User {
         self.user_with(address, Pack::SMALL).await
     }
@@ -45,7 +45,9 @@ impl Lab {
         let user = UserAddress::parse(address).unwrap();
         let who = Who::new(&user.user_id, FIRST_DEVICE);
         let door = self.door(user.domain.as_str());
-        User(Device::register(&door, &who, pack).await.unwrap())
+        let user = User(Device::register(&door, &who, pack).await.unwrap());
+        user.is_welcomed().await;
+        user
     }
 
     /// Registers several people, each with one device.
@@ -110,6 +112,12 @@ impl Lab {
 }
 
 impl User {
+    /// Consumes the welcome of a new user.
+    pub(crate) async fn is_welcomed(&self) {
+        let welcome = self.stream().await.next_notice().await.said;
+        assert_eq!(welcome.op(), SystemOp::RegisterSuccessMsg);
+    }
+
     /// Opens the stream and asks for everything that is unconsumed.
     pub(crate) async fn stream(&self) -> OpenStream {
         let stream = OpenStream::open(self).await;
