@@ -24,6 +24,7 @@ use skiserver::{
     node::Node,
     server::{self, Running, StartOptions},
     store::Faults,
+    telemetry,
 };
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -328,16 +329,13 @@ pub(crate) fn free_ports<const N: usize>() -> [SocketAddr; N] {
     fresh.try_into().unwrap()
 }
 
-/// What is done once in a process: the provider of TLS, and logs that libtest shows when a test fails.
+/// What is done once in a process: the provider of TLS, metrics, and logs that libtest shows when a test fails.
 fn prepare_process() {
-    let _ = skiserver_tls();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = telemetry::render(); // the first use installs the recorder
     let filter = std::env::var("SUITE_LOG").unwrap_or_else(|_| "error".to_owned());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_test_writer()
         .try_init();
-}
-
-fn skiserver_tls() -> Result<(), Arc<rustls::crypto::CryptoProvider>> {
-    rustls::crypto::aws_lc_rs::default_provider().install_default()
 }
