@@ -88,8 +88,6 @@ impl Bench {
             tokens: Arc::default(),
             live: Arc::new(Live::new(limits.streams_max)),
             peers: Arc::new(Peers::over(Arc::new(NoWire), &clock, &limits)),
-            budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
-            tokens: Arc::default(),
             stop: CancellationToken::new(),
             home,
             config,
