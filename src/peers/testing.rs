@@ -45,6 +45,7 @@ certificate = "node.pem"
 key = "node.key"
 [codes]
 delivery = "file"
+file = { path = "codes.jsonl" }
 "#;
 
 /// One call on the wire, which waits for its answer.
