@@ -1,139 +1,20 @@
 //! The merged write that queues messages: deduplication keys, mailbox rows, outbox rows and the records that
 //! go with them, for a whole batch of operations with one statement of each kind.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::{Conn, Value, Wake, sql::many_rows};
+use super::{
+    Append, Appended, Conn, Mail, Recipient, Value, Wake,
+    mailbox::{Room, Slot},
+    outbox,
+    sql::many_rows,
+};
 use crate::{
-    address::{DeviceAddress, Domain, Local, UserAddress},
     error::{Error, Result},
     limits::Limits,
 };
-
-/// What one operation writes, all of it or nothing.
-#[derive(Debug, Default)]
-pub struct Append {
-    /// Makes the operation happen once.
-    pub once: Option<Once>,
-    /// Messages for devices of this domain.
-    pub mail: Vec<Mail>,
-    /// Sessions that this operation proves, one for each side that is ours.
-    pub pairs: Vec<Pair>,
-    /// An invite that one of our devices sends.
-    pub invite: Option<InviteRecord>,
-    /// Requests to other domains.
-    pub parcels: Vec<Parcel>,
-}
-
-/// A deduplication key: SHA-256 of what identifies the operation.
-#[derive(Debug, Clone)]
-pub struct Once {
-    /// The key.
-    pub key: [u8; 32],
-    /// A number that repeats are answered with.
-    pub answer: i64,
-    /// When the key may be forgotten, Unix ms.
-    pub expires_at: i64,
-}
-
-/// The encoded form of something stored once, and its SHA-256.
-#[derive(Debug, Clone)]
-pub struct Body {
-    hash: [u8; 32],
-    bytes: Bytes,
-}
-
-impl Body {
-    /// Hashes `bytes`.
-    pub fn new(bytes: Bytes) -> Self {
-        Self {
-            hash: crate::signing::sha256(&[&bytes]),
-            bytes,
-        }
-    }
-}
-
-/// One message for one or more devices of this domain.
-#[derive(Debug, Clone)]
-pub struct Mail {
-    /// Which devices.
-    pub to: Recipient,
-    /// The field number of the payload in `ProtoMsg`.
-    pub kind: i64,
-    /// The acting device, or empty for messages of the server.
-    pub sender: String,
-    /// The `ProtoMsg` without tag, receiver and signatures.
-    pub body: Body,
-    /// A full mailbox refuses it, instead of growing past its bound.
-    pub refusable: bool,
-}
-
-/// Who gets a message.
-#[derive(Debug, Clone)]
-pub enum Recipient {
-    /// One device. If it is gone, the whole operation is [`Error::NotFound`].
-    Device(Local<DeviceAddress>),
-    /// All devices of a user but those named. A user without any device is [`Error::NotFound`].
-    Devices(Local<UserAddress>, Vec<String>),
-}
-
-/// One side of a session: our device and the address of the other.
-#[derive(Debug, Clone)]
-pub struct Pair {
-    /// Ours.
-    pub device: Local<DeviceAddress>,
-    /// The other, ours or not.
-    pub peer: DeviceAddress,
-}
-
-/// An invite that one of our devices sends.
-#[derive(Debug, Clone)]
-pub struct InviteRecord {
-    /// The inviter.
-    pub from: Local<DeviceAddress>,
-    /// The invited.
-    pub to: DeviceAddress,
-    /// The session that the inviter prepared.
-    pub session_id: String,
-    /// When, Unix ms.
-    pub invite_t: i64,
-    /// When the record may be forgotten, Unix ms.
-    pub expires_at: i64,
-}
-
-/// One request to another domain, at its place in its lane.
-#[derive(Debug, Clone)]
-pub struct Parcel {
-    /// Its place in the outbox, taken before anything else.
-    pub place: i64,
-    /// Where it goes.
-    pub domain: Domain,
-    /// The receiving user or group.
-    pub lane: String,
-    /// Which RPC, as `peers` numbers them.
-    pub method: i64,
-    /// The encoded request.
-    pub body: Body,
-    /// The device that is told about lateness and refusal; nobody if empty.
-    pub sender: String,
-    /// The recipient as that device knows it.
-    pub recipient: String,
-    /// The message as that device knows it, or empty.
-    pub msg_id: String,
-    /// When it expires, Unix ms.
-    pub expires_at: i64,
-}
-
-/// What came of an [`Append`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Appended {
-    /// It is on disk.
-    New,
-    /// It was there before; the number that the first was stored with.
-    Repeat(i64),
-}
 
 many_rows!(
     INSERT_ONCE,
@@ -209,6 +90,34 @@ many_rows!(
     "ON CONFLICT DO NOTHING"
 );
 
+/// What becomes of one operation of a batch.
+#[derive(Clone, Copy)]
+enum Verdict {
+    New,
+    /// It was done before, and answered with this number.
+    Repeat(i64),
+    /// It repeats an operation of the same batch: the index of that one, and its answer.
+    Twin(usize, i64),
+    Refused(Refusal),
+}
+
+#[derive(Clone, Copy)]
+enum Refusal {
+    Gone,
+    Full,
+    Share,
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Gone => Self::NotFound("device"),
+            Refusal::Full => Self::Busy("the mailbox is full"),
+            Refusal::Share => Self::Busy("the mailbox holds too much of this sender"),
+        }
+    }
+}
+
 /// Runs a batch: one result for each operation, and whom to wake once it is committed. An `Err` of the whole
 /// means that the transaction can't go on.
 pub(super) async fn run(
@@ -217,66 +126,66 @@ pub(super) async fn run(
     now: i64,
     limits: &Limits,
 ) -> Result<(Vec<Result<Appended>>, Wake)> {
-    let mut results = deduplicate(conn, appends).await?;
-    let letters = resolve(conn, appends, &mut results, limits).await?;
-    forget_refused(conn, appends, &results).await?;
+    let mut verdicts = deduplicate(conn, appends).await?;
+    let letters = resolve(conn, appends, &mut verdicts, limits).await?;
+    forget_refused(conn, appends, &verdicts).await?;
     let mut wake = Wake::default();
-    let written: Vec<&Append> = (appends.iter().zip(&results))
-        .filter(|(_, result)| matches!(result, Ok(Appended::New)))
+    let written: Vec<&Append> = (appends.iter().zip(&verdicts))
+        .filter(|(_, verdict)| matches!(verdict, Verdict::New))
         .map(|(append, _)| *append)
         .collect();
     insert_bodies(conn, &letters, &written).await?;
     insert_mail(conn, letters, now, &mut wake).await?;
     insert_records(conn, &written, now).await?;
-    super::outbox::insert(
-        conn,
-        written.iter().flat_map(|a| &a.parcels),
-        now,
-        &mut wake,
-    )
-    .await?;
-    Ok((results, wake))
+    let parcels = written.iter().flat_map(|append| &append.parcels);
+    outbox::insert(conn, parcels, now, &mut wake).await?;
+    Ok((results(&verdicts), wake))
+}
+
+/// The answers. A repeat fares like what it repeats: if that was refused, nothing of either is on disk.
+fn results(verdicts: &[Verdict]) -> Vec<Result<Appended>> {
+    let result = |verdict: &Verdict| match *verdict {
+        Verdict::New => Ok(Appended::New),
+        Verdict::Repeat(answer) => Ok(Appended::Repeat(answer)),
+        Verdict::Refused(refusal) => Err(refusal.into()),
+        Verdict::Twin(first, answer) => match verdicts.get(first) {
+            Some(Verdict::Refused(refusal)) => Err((*refusal).into()),
+            Some(Verdict::Repeat(stored)) => Ok(Appended::Repeat(*stored)),
+            _ => Ok(Appended::Repeat(answer)),
+        },
+    };
+    verdicts.iter().map(result).collect()
 }
 
 /// Marks repeats: of earlier batches, and of an operation before it in this one.
-async fn deduplicate(conn: &mut Conn, appends: &[&Append]) -> Result<Vec<Result<Appended>>> {
-    let mut first: HashMap<[u8; 32], i64> = HashMap::new();
-    let mut results = Vec::with_capacity(appends.len());
+async fn deduplicate(conn: &mut Conn, appends: &[&Append]) -> Result<Vec<Verdict>> {
+    let mut firsts: HashMap<[u8; 32], (usize, i64)> = HashMap::new();
+    let mut verdicts = Vec::with_capacity(appends.len());
     let mut fresh = Vec::new();
-    for append in appends {
-        results.push(Ok(match &append.once {
-            Some(once) if first.contains_key(&once.key) => Appended::Repeat(first[&once.key]),
-            Some(once) => {
-                first.insert(once.key, once.answer);
-                fresh.push([once.key.into(), once.answer.into(), once.expires_at.into()]);
-                Appended::New
-            }
-            None => Appended::New,
-        }));
+    for (index, append) in appends.iter().enumerate() {
+        let Some(once) = &append.once else {
+            verdicts.push(Verdict::New);
+            continue;
+        };
+        if let Some((first, answer)) = firsts.get(&once.key) {
+            verdicts.push(Verdict::Twin(*first, *answer));
+            continue;
+        }
+        firsts.insert(once.key, (index, once.answer));
+        fresh.push([once.key.into(), once.answer.into(), once.expires_at.into()]);
+        verdicts.push(Verdict::New);
     }
-    if fresh.is_empty() {
-        return Ok(results);
+    for row in conn.many(&INSERT_ONCE, fresh).await? {
+        firsts.remove(&row.hash(0)?);
     }
-    let inserted = conn.many(&INSERT_ONCE, fresh).await?;
-    let inserted = inserted
-        .iter()
-        .map(|row| row.hash(0))
-        .collect::<Result<HashSet<_>>>()?;
-    let known: Vec<[Value; 1]> = first
-        .keys()
-        .filter(|key| !inserted.contains(*key))
-        .map(|key| [key.into()])
-        .collect();
-    let mut answers = HashMap::new();
+    let known = firsts.keys().map(|key| [key.into()]).collect();
     for row in conn.many(&SELECT_ONCE, known).await? {
-        answers.insert(row.hash(0)?, row.int(1)?);
-    }
-    for (append, result) in appends.iter().zip(&mut results) {
-        if let Some(answer) = append.once.as_ref().and_then(|once| answers.get(&once.key)) {
-            *result = Ok(Appended::Repeat(*answer));
+        let repeat = firsts.get(&row.hash(0)?).map(|(index, _)| *index);
+        if let Some(verdict) = repeat.and_then(|index| verdicts.get_mut(index)) {
+            *verdict = Verdict::Repeat(row.int(1)?);
         }
     }
-    Ok(results)
+    Ok(verdicts)
 }
 
 /// One message for one device that exists.
@@ -289,118 +198,100 @@ struct Letter<'a> {
 async fn resolve<'a>(
     conn: &mut Conn,
     appends: &[&'a Append],
-    results: &mut [Result<Appended>],
+    verdicts: &mut [Verdict],
     limits: &Limits,
 ) -> Result<Vec<Letter<'a>>> {
-    let mut asked = Vec::new();
-    let mut mails = Vec::new();
-    for (index, append) in appends.iter().enumerate() {
-        if !matches!(results.get(index), Some(Ok(Appended::New))) {
+    let mut found = find(conn, appends, verdicts).await?.into_iter();
+    let mut room = Room::new(limits);
+    let mut letters = Vec::new();
+    for (append, verdict) in appends.iter().zip(verdicts) {
+        if !matches!(verdict, Verdict::New) {
             continue;
         }
-        for mail in &append.mail {
-            let (user, device_id) = match &mail.to {
-                Recipient::Device(device) => (&device.user.user_id, device.device_id.as_str()),
-                Recipient::Devices(user, _) => (&user.user_id, ""),
-            };
-            asked.push([
-                Value::Int(i64::try_from(mails.len()).unwrap_or(0)),
-                user.into(),
-                device_id.into(),
-            ]);
-            mails.push((index, mail));
+        let mails: Vec<(&Mail, Option<Vec<Slot>>)> =
+            append.mail.iter().zip(found.by_ref()).collect();
+        if let Some(refusal) = refusal(conn, &mut room, &mails).await? {
+            *verdict = Verdict::Refused(refusal);
+            continue;
+        }
+        for (mail, slots) in mails {
+            for slot in slots.unwrap_or_default() {
+                room.take(&slot, mail);
+                letters.push(Letter {
+                    device_key: slot.device_key,
+                    mail,
+                });
+            }
         }
     }
-    let mut found: Vec<Vec<Slot>> = Vec::new();
-    found.resize_with(mails.len(), Vec::new);
-    for row in conn.many(&FIND_DEVICES, asked).await? {
-        if let Some(slots) = usize::try_from(row.int(0)?)
-            .ok()
-            .and_then(|i| found.get_mut(i))
-        {
+    Ok(letters)
+}
+
+/// For each message of each new operation, in that order, its devices; `None` if there is nobody at all.
+async fn find(
+    conn: &mut Conn,
+    appends: &[&Append],
+    verdicts: &[Verdict],
+) -> Result<Vec<Option<Vec<Slot>>>> {
+    let mails: Vec<&Mail> = (appends.iter().zip(verdicts))
+        .filter(|(_, verdict)| matches!(verdict, Verdict::New))
+        .flat_map(|(append, _)| &append.mail)
+        .collect();
+    let asked = mails.iter().zip(0..).map(|(mail, index)| {
+        let (user, device_id) = match &mail.to {
+            Recipient::Device(device) => (&device.user.user_id, device.device_id.as_str()),
+            Recipient::Devices(user, _) => (&user.user_id, ""),
+        };
+        [Value::Int(index), user.into(), device_id.into()]
+    });
+    let mut found: Vec<Option<Vec<Slot>>> = Vec::new();
+    found.resize_with(mails.len(), || None);
+    for row in conn.many(&FIND_DEVICES, asked.collect()).await? {
+        let index = usize::try_from(row.int(0)?).map_err(Error::internal)?;
+        let (Some(mail), Some(slots)) = (mails.get(index), found.get_mut(index)) else {
+            return Err(Error::internal("a row for no message"));
+        };
+        let slots = slots.get_or_insert_default();
+        let device_id = row.text(2)?;
+        if !matches!(&mail.to, Recipient::Devices(_, except) if except.contains(&device_id)) {
             slots.push(Slot {
                 device_key: row.int(1)?,
-                device_id: row.text(2)?,
                 rows: row.int(3)?,
                 bytes: row.int(4)?,
             });
         }
     }
-    for ((index, mail), slots) in mails.iter().zip(&found) {
-        if let Err(error) = admit(conn, mail, slots, limits).await?
-            && let Some(result) = results.get_mut(*index)
-        {
-            *result = Err(error);
-        }
-    }
-    let mut letters = Vec::new();
-    for ((index, mail), slots) in mails.into_iter().zip(found) {
-        if !matches!(results.get(index), Some(Ok(_))) {
+    Ok(found)
+}
+
+async fn refusal<'a>(
+    conn: &mut Conn,
+    room: &mut Room<'a>,
+    mails: &[(&'a Mail, Option<Vec<Slot>>)],
+) -> Result<Option<Refusal>> {
+    for (mail, slots) in mails {
+        let Some(slots) = slots else {
+            return Ok(Some(Refusal::Gone));
+        };
+        if !mail.refusable {
             continue;
         }
-        let kept = slots.into_iter().filter(|slot| match &mail.to {
-            Recipient::Device(_) => true,
-            Recipient::Devices(_, except) => !except.contains(&slot.device_id),
-        });
-        letters.extend(kept.map(|slot| Letter {
-            device_key: slot.device_key,
-            mail,
-        }));
-    }
-    Ok(letters)
-}
-
-struct Slot {
-    device_key: i64,
-    device_id: String,
-    rows: i64,
-    bytes: i64,
-}
-
-async fn admit(
-    conn: &mut Conn,
-    mail: &Mail,
-    slots: &[Slot],
-    limits: &Limits,
-) -> Result<Result<()>> {
-    if slots.is_empty() {
-        return Ok(Err(Error::NotFound("device")));
-    }
-    if !mail.refusable {
-        return Ok(Ok(()));
-    }
-    let rows_max = i64::from(limits.mailbox_rows_max);
-    let bytes_max = i64::try_from(limits.mailbox_bytes_max).unwrap_or(i64::MAX);
-    for slot in slots {
-        if slot.rows >= rows_max || slot.bytes >= bytes_max {
-            return Ok(Err(Error::Busy("the mailbox is full")));
-        }
-        if (slot.rows >= rows_max / 10 || slot.bytes >= bytes_max / 10)
-            && super::mailbox::sender_has_its_share(
-                conn,
-                slot.device_key,
-                &mail.sender,
-                rows_max / 10,
-                bytes_max / 10,
-            )
-            .await?
-        {
-            return Ok(Err(Error::Busy(
-                "the mailbox holds too much of this sender",
-            )));
+        for slot in slots {
+            if room.is_full(slot) {
+                return Ok(Some(Refusal::Full));
+            }
+            if room.is_full_of(conn, slot, &mail.sender).await? {
+                return Ok(Some(Refusal::Share));
+            }
         }
     }
-    Ok(Ok(()))
+    Ok(None)
 }
 
 /// An operation that was refused may be tried again, so its key goes.
-async fn forget_refused(
-    conn: &mut Conn,
-    appends: &[&Append],
-    results: &[Result<Appended>],
-) -> Result<()> {
-    let refused: Vec<[Value; 1]> = (appends.iter().zip(results))
-        .filter(|(_, result)| result.is_err())
+async fn forget_refused(conn: &mut Conn, appends: &[&Append], verdicts: &[Verdict]) -> Result<()> {
+    let refused: Vec<[Value; 1]> = (appends.iter().zip(verdicts))
+        .filter(|(_, verdict)| matches!(verdict, Verdict::Refused(_)))
         .filter_map(|(append, _)| append.once.as_ref().map(|once| [once.key.into()]))
         .collect();
     conn.many(&DELETE_ONCE, refused).await?;
@@ -415,7 +306,7 @@ async fn insert_bodies(conn: &mut Conn, letters: &[Letter<'_>], written: &[&Appe
         .flat_map(|append| &append.parcels)
         .map(|parcel| &parcel.body);
     for body in mailed.chain(sent) {
-        bodies.entry(body.hash).or_insert((0, &body.bytes)).0 += 1;
+        bodies.entry(body.hash()).or_insert((0, body.bytes())).0 += 1;
     }
     let rows = bodies
         .into_iter()
@@ -456,7 +347,7 @@ async fn insert_mail(
             fastrand::i64(0..1 << 32).into(),
             mail.kind.into(),
             (&mail.sender).into(),
-            mail.body.hash.into(),
+            mail.body.hash().into(),
             mail.body.stored_bytes().into(),
         ]);
         *msg_t += 1;
@@ -492,15 +383,4 @@ async fn insert_records(conn: &mut Conn, written: &[&Append], now: i64) -> Resul
         });
     conn.many(&INSERT_INVITE, invites.collect()).await?;
     Ok(())
-}
-
-impl Body {
-    pub(super) fn hash(&self) -> [u8; 32] {
-        self.hash
-    }
-
-    /// What a row that refers to this body counts against its bound.
-    pub(super) fn stored_bytes(&self) -> i64 {
-        i64::try_from(self.bytes.len()).unwrap_or(i64::MAX)
-    }
 }

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
-use super::{Conn, Row, Store, Value, sql::many_rows};
-use crate::error::Result;
+use super::{Conn, Mail, Row, Store, Value, sql::many_rows};
+use crate::{error::Result, limits::Limits};
 
 /// One message as the stream reads it.
 #[derive(Debug, Clone)]
@@ -58,16 +58,15 @@ many_rows!(
     "WITH v (device_key, msg_t) AS (VALUES",
     "(CAST(? AS BIGINT), CAST(? AS BIGINT))",
     ") UPDATE mailbox SET received_on = received_on + 1 FROM v
-       WHERE mailbox.device_key = v.device_key AND mailbox.msg_t = v.msg_t"
+       WHERE mailbox.device_key = v.device_key AND mailbox.msg_t = v.msg_t
+       RETURNING mailbox.device_key, mailbox.msg_t, mailbox.nonce, mailbox.received_on"
 );
 
-const DELETE_RECEIVED: &str = "DELETE FROM mailbox WHERE device_key = $1 AND received_on >= $2
-    RETURNING device_key, msg_t, nonce, body_hash, bytes";
 const PAGE: &str = "SELECT m.msg_t, m.nonce, m.kind, m.received_on, b.body
     FROM mailbox m JOIN bodies b ON b.body_hash = m.body_hash
     WHERE m.device_key = $1 AND m.msg_t > $2 ORDER BY m.msg_t LIMIT $3";
-const SHARE: &str =
-    "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM mailbox WHERE device_key = $1 AND sender = $2";
+const SHARE: &str = "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM mailbox
+    WHERE device_key = $1 AND sender = $2 AND sender <> ''";
 const EMPTY_MAILBOX: &str = "DELETE FROM mailbox WHERE device_key = $1
     RETURNING device_key, msg_t, nonce, body_hash, bytes";
 const DELETE_OLD: &str = "DELETE FROM mailbox WHERE (device_key, msg_t) IN
@@ -135,10 +134,13 @@ pub(super) async fn received(
         .iter()
         .map(|msg_t| [device_key.into(), (*msg_t).into()])
         .collect();
-    conn.many(&COUNT_RECEIVED, rows).await?;
-    let dropped = conn
-        .rows(DELETE_RECEIVED, [device_key.into(), streams_max.into()])
-        .await?;
+    let mut spent = Vec::new();
+    for row in conn.many(&COUNT_RECEIVED, rows).await? {
+        if row.int(3)? >= i64::from(streams_max) {
+            spent.push([row.int(0)?.into(), row.int(1)?.into(), row.int(2)?.into()]);
+        }
+    }
+    let dropped = conn.many(&DELETE_MAIL, spent).await?;
     if !dropped.is_empty() {
         metrics::counter!("skiserver_mailbox_dropped_total", "why" => "received")
             .increment(dropped.len() as u64);
@@ -166,19 +168,121 @@ pub(crate) async fn expire(
     Ok(deleted.len())
 }
 
-/// Whether one sender fills its share of a mailbox.
-pub(super) async fn sender_has_its_share(
-    conn: &mut Conn,
-    device_key: i64,
-    sender: &str,
-    rows_max: i64,
-    bytes_max: i64,
-) -> Result<bool> {
+/// A device that a message is for, with what waits for it on disk.
+pub(super) struct Slot {
+    pub(super) device_key: i64,
+    pub(super) rows: i64,
+    pub(super) bytes: i64,
+}
+
+/// What mailboxes still take while a batch is made up: what is on disk, and what the batch adds.
+pub(super) struct Room<'a> {
+    most: Load,
+    share: Load,
+    added: HashMap<i64, Load>,
+    added_by: HashMap<(i64, &'a str), Load>,
+    stored_by: HashMap<(i64, &'a str), Load>,
+}
+
+/// One sender may fill this part of a mailbox.
+const SHARES: i64 = 10;
+
+#[derive(Clone, Copy, Default)]
+struct Load {
+    rows: i64,
+    bytes: i64,
+}
+
+impl Load {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            rows: self.rows + other.rows,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    fn reaches(self, bound: Self) -> bool {
+        self.rows >= bound.rows || self.bytes >= bound.bytes
+    }
+}
+
+impl<'a> Room<'a> {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let most = Load {
+            rows: limits.mailbox_rows_max.into(),
+            bytes: i64::try_from(limits.mailbox_bytes_max).unwrap_or(i64::MAX),
+        };
+        Self {
+            most,
+            share: Load {
+                rows: (most.rows / SHARES).max(1),
+                bytes: (most.bytes / SHARES).max(1),
+            },
+            added: HashMap::new(),
+            added_by: HashMap::new(),
+            stored_by: HashMap::new(),
+        }
+    }
+
+    /// Counts a message that the batch adds.
+    pub(super) fn take(&mut self, slot: &Slot, mail: &'a Mail) {
+        let one = Load {
+            rows: 1,
+            bytes: mail.body.stored_bytes(),
+        };
+        let added = self.added.entry(slot.device_key).or_default();
+        *added = added.plus(one);
+        let by = (slot.device_key, mail.sender.as_str());
+        let added_by = self.added_by.entry(by).or_default();
+        *added_by = added_by.plus(one);
+    }
+
+    /// Whether the mailbox takes nothing that can be refused.
+    pub(super) fn is_full(&self, slot: &Slot) -> bool {
+        self.load(slot).reaches(self.most)
+    }
+
+    /// Whether one sender fills its share. The disk is asked only once a mailbox holds that much at all.
+    pub(super) async fn is_full_of(
+        &mut self,
+        conn: &mut Conn,
+        slot: &Slot,
+        sender: &'a str,
+    ) -> Result<bool> {
+        if !self.load(slot).reaches(self.share) {
+            return Ok(false);
+        }
+        let by = (slot.device_key, sender);
+        let stored = match self.stored_by.get(&by) {
+            Some(stored) => *stored,
+            None => {
+                let stored = stored_by(conn, slot.device_key, sender).await?;
+                self.stored_by.insert(by, stored);
+                stored
+            }
+        };
+        let added = self.added_by.get(&by).copied().unwrap_or_default();
+        Ok(stored.plus(added).reaches(self.share))
+    }
+
+    fn load(&self, slot: &Slot) -> Load {
+        let stored = Load {
+            rows: slot.rows,
+            bytes: slot.bytes,
+        };
+        let added = self.added.get(&slot.device_key).copied();
+        stored.plus(added.unwrap_or_default())
+    }
+}
+
+async fn stored_by(conn: &mut Conn, device_key: i64, sender: &str) -> Result<Load> {
     let rows = conn.rows(SHARE, [device_key.into(), sender.into()]).await?;
-    let Some(row) = rows.first() else {
-        return Ok(false);
-    };
-    Ok(row.int(0)? >= rows_max || row.int(1)? >= bytes_max)
+    rows.first().map_or(Ok(Load::default()), |row| {
+        Ok(Load {
+            rows: row.int(0)?,
+            bytes: row.int(1)?,
+        })
+    })
 }
 
 /// Gives back what deleted rows counted: the device's totals, and bodies that lost their last row.

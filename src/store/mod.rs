@@ -26,20 +26,24 @@ use crate::{
     limits::Limits,
 };
 
-pub mod append;
+mod append;
+mod batch;
 pub mod contacts;
 pub mod mailbox;
 pub mod outbox;
 pub mod peers;
 pub mod server_keys;
 pub(crate) mod sql;
+mod tx;
 mod writer;
+mod writes;
 
-pub use append::{Append, Appended, Body, InviteRecord, Mail, Once, Pair, Parcel, Recipient};
 pub use sql::{Conn, Row, Value};
-pub use writer::Tx;
+pub use tx::Tx;
+pub use writes::{Append, Appended, Body, InviteRecord, Mail, Once, Pair, Parcel, Recipient};
 
-use writer::{Job, Merge, Writer};
+use batch::Merge;
+use writer::{Job, Writer};
 
 /// What the writer tells after a commit is on disk. Losing one loses no message: streams and senders read tables.
 #[derive(Debug, Default)]
@@ -132,17 +136,19 @@ impl Store {
         options: StoreOptions,
         tracker: &tokio_util::task::TaskTracker,
     ) -> Result<Self> {
-        let connect = SqliteConnectOptions::new()
+        let shared = SqliteConnectOptions::new()
             .filename(&options.path)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5))
+            .statement_cache_capacity(256)
+            .pragma("temp_store", "MEMORY");
+        // What only the writer may set: each of these can write to the file.
+        let connect = (shared.clone())
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .auto_vacuum(SqliteAutoVacuum::Incremental)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5))
-            .statement_cache_capacity(256)
-            .pragma("journal_size_limit", "67108864")
-            .pragma("temp_store", "MEMORY");
+            .pragma("journal_size_limit", "67108864");
         let mut conn = Conn::open(&connect).await?;
         migrate(&mut conn).await?;
         let readers = SqlitePoolOptions::new()
@@ -151,7 +157,7 @@ impl Store {
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(connect.clone().read_only(true).create_if_missing(false))
+            .connect_with(shared.read_only(true))
             .await
             .map_err(Error::internal)?;
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
@@ -236,6 +242,14 @@ impl Store {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
+    /// Gives free pages back to the disk and carries the log over into the database file, a bounded amount at
+    /// a time, between two batches.
+    pub async fn maintain(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job::Maintain(reply)).await?;
+        answer.await.map_err(|_| STOPPED)?
+    }
+
     /// The bounds that this store keeps.
     pub fn limits(&self) -> &Limits {
         &self.inner.limits
@@ -268,6 +282,30 @@ async fn migrate(conn: &mut Conn) -> Result<()> {
     })
 }
 
+/// Free pages that stay in the file for the next messages: 16 MiB.
+const FREE_PAGES_KEPT: i64 = 4_096;
+
+async fn maintain(conn: &mut Conn) -> Result<()> {
+    let free = number(conn, "PRAGMA freelist_count", 0).await?;
+    metrics::gauge!("skiserver_store_free_pages").set(gauge(free));
+    if free > FREE_PAGES_KEPT {
+        conn.execute("PRAGMA incremental_vacuum(1024)", []).await?;
+    }
+    // Passive: it waits for no reader and blocks no writer; what it can't move it moves the next time.
+    let log = number(conn, "PRAGMA wal_checkpoint(PASSIVE)", 1).await?;
+    metrics::gauge!("skiserver_store_log_pages").set(gauge(log));
+    Ok(())
+}
+
+async fn number(conn: &mut Conn, sql: &'static str, column: usize) -> Result<i64> {
+    let rows = conn.rows(sql, []).await?;
+    rows.first().map_or(Ok(0), |row| row.int(column))
+}
+
+fn gauge(pages: i64) -> f64 {
+    f64::from(u32::try_from(pages).unwrap_or(u32::MAX))
+}
+
 impl Faults {
     fn take(flag: &AtomicBool) -> bool {
         flag.swap(false, Ordering::SeqCst)
@@ -275,4 +313,4 @@ impl Faults {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

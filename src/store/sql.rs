@@ -171,7 +171,11 @@ pub(super) async fn read(
         .fetch_all(pool)
         .await;
     rows.map(|r| r.into_iter().map(Row).collect())
-        .map_err(Error::internal)
+        .map_err(|error| match error {
+            sqlx::Error::PoolTimedOut => Error::Busy("too many readers"),
+            sqlx::Error::PoolClosed => super::STOPPED,
+            other => Error::internal(other),
+        })
 }
 
 const SIZES: [usize; 4] = [256, 64, 8, 1];

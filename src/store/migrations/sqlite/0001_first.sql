@@ -77,6 +77,7 @@ CREATE TABLE removed_devices (
     removed_at BIGINT NOT NULL,
     PRIMARY KEY (user_id, device_id)
 ) WITHOUT ROWID;
+CREATE INDEX removed_devices_by_age ON removed_devices (removed_at);
 
 CREATE TABLE one_time_keys (
     device_key BIGINT NOT NULL REFERENCES devices (device_key),
@@ -143,6 +144,8 @@ CREATE TABLE mailbox (
     received_on BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (device_key, msg_t, nonce)
 ) WITHOUT ROWID;
+-- How much of a mailbox one sender fills.
+CREATE INDEX mailbox_by_sender ON mailbox (device_key, sender, bytes) WHERE sender <> '';
 
 CREATE TABLE outbox (
     place BIGINT PRIMARY KEY,
@@ -173,6 +176,7 @@ CREATE TABLE peers (
     failing_since BIGINT NOT NULL DEFAULT 0,
     last_error TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
+CREATE INDEX peers_by_contact ON peers (last_contact_at);
 
 CREATE TABLE friendships (
     user_key BIGINT NOT NULL REFERENCES users (user_key),
