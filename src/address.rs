@@ -73,6 +73,15 @@ pub fn user_id(text: &str) -> Result<String> {
     identifier(text, limits::USER_ID_BYTES_MAX, "user_id")
 }
 
+/// The name that a user shows to others: not blank, and short enough for every client.
+pub fn user_name(text: &str) -> Result<String> {
+    let chars_max = limits::USER_NAME_CHARS_MAX;
+    if text.trim().is_empty() || text.chars().count() > chars_max {
+        return Err(Error::Invalid("user_name"));
+    }
+    identifier(text, chars_max * 4, "user_name")
+}
+
 /// One person on one domain. Its text is `user_id@domain`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserAddress {

@@ -19,6 +19,8 @@ pub struct Device {
     pub address: Local<DeviceAddress>,
     /// The name that its user registered.
     pub user_name: String,
+    /// The server key whose signatures it verifies.
+    pub signing_key_id: i64,
     /// SHA-256 of the token, to end the stream when the token ends.
     pub token_hash: [u8; 32],
     /// When the token ends, Unix ms.

@@ -9,12 +9,18 @@ use crate::{
     clock::Clock,
     config::Config,
     delivery::{live::Live, once_key},
+    doors::auth::Tokens,
+    gateways::CodeGateway,
     limits::Limits,
+    passwords::Passwords,
     peers::Peers,
-    rates::Rates,
+    rates::{Budgets, Rates},
     signing::Signer,
     store::{Once, Store},
 };
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// One running node.
 pub struct Node {
@@ -36,6 +42,14 @@ pub struct Node {
     pub signer: Signer,
     /// Rate buckets.
     pub rates: Rates,
+    /// What each peer may have under way at our door.
+    pub budgets: Budgets,
+    /// The way for auth codes.
+    pub codes: CodeGateway,
+    /// Password hashes.
+    pub passwords: Passwords,
+    /// Devices behind tokens.
+    pub tokens: Arc<Tokens>,
     /// Everything that runs; a shutdown waits for it.
     pub tasks: TaskTracker,
     /// Cancelled when the node drains.

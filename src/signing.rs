@@ -1,5 +1,5 @@
 //! The server's signing keys: the certificate in every registration, one signature on each pre-key bundle and
-//! on each delivered message (contract section 4). XEd25519; the key that counts is the one that the receiving
+//! on each delivered message (contract section 4). `XEd25519`; the key that counts is the one that the receiving
 //! device was registered with, so old keys are kept.
 
 use std::{collections::HashMap, sync::Arc};
@@ -44,7 +44,7 @@ pub trait SigningKey: Send + Sync {
     fn sign(&self, fingerprint: &[u8; 32]) -> Vec<u8>;
 }
 
-/// XEd25519: an X25519 key pair that signs.
+/// `XEd25519`: an X25519 key pair that signs.
 pub struct XEd25519 {
     private: Zeroizing<[u8; 32]>,
     public: [u8; 32],
@@ -86,7 +86,7 @@ impl SigningKey for XEd25519 {
 }
 
 /// Whether `signature` over `message` verifies under an X25519 public key. The Edwards sign bit travels in the
-/// top bit of the signature, as the client library writes it; plain XEd25519 has it clear.
+/// top bit of the signature, as the client library writes it; plain `XEd25519` has it clear.
 pub fn verify_xed25519(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
     let (Ok(public), Ok(mut signature)) = (
         <[u8; 32]>::try_from(public),

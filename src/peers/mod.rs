@@ -2,11 +2,16 @@
 //! is asked now or not at all.
 
 mod backoff;
+pub mod channel;
+mod dial;
+pub mod discovery;
 mod dispatch;
 mod lanes;
 mod notices;
 mod peer;
+mod race;
 mod sender;
+mod tls;
 pub mod wire;
 
 #[cfg(test)]
@@ -24,16 +29,21 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    address::Domain,
+    address::{Domain, Home},
     clock::Clock,
     error::Result,
+    identity::Identity,
     limits::Limits,
     node::Node,
     store::{Store, Wake, outbox},
 };
+use channel::Channels;
+use discovery::Discovery;
 use peer::Peer;
+use tls::Tls;
 use wire::{HEALTH, Wire};
 
 /// An RPC that the outbox may carry.
@@ -132,6 +142,34 @@ pub struct Peers {
 const PAGE_ROWS: u32 = 1_000;
 
 impl Peers {
+    /// Lanes over mutual TLS, all empty. Connections are opened in tasks of `tracker`, and no more after `kill`.
+    pub fn new(
+        home: &Home,
+        identity: Arc<Identity>,
+        discovery: Arc<Discovery>,
+        clock: &Clock,
+        limits: &Limits,
+        tracker: &TaskTracker,
+        kill: &CancellationToken,
+    ) -> Result<Self> {
+        let own = home.identity();
+        let channels = Channels::new(
+            &own,
+            Arc::clone(&identity),
+            discovery,
+            clock,
+            limits,
+            tracker.clone(),
+            kill.clone(),
+        )?;
+        let bytes_max = limits.request_bytes_max;
+        Ok(Self::over(
+            Arc::new(Tls::new(channels, identity, bytes_max)),
+            clock,
+            limits,
+        ))
+    }
+
     /// Lanes over a wire, all empty. Nothing is sent from the outbox before [`start`].
     pub fn over(wire: Arc<dyn Wire>, clock: &Clock, limits: &Limits) -> Self {
         let permits = |n: u32| Semaphore::new(usize::try_from(n).unwrap_or(1).max(1));
@@ -230,6 +268,7 @@ impl Peers {
 /// this returned.
 pub async fn start(node: &Arc<Node>) -> Result<()> {
     node.peers.load(&node.store).await?;
+    node.tasks.spawn(node.peers.wire.tidy(node.stop.clone()));
     node.tasks.spawn(sender::run(Arc::clone(node)));
     node.tasks.spawn(sender::greet(Arc::clone(node)));
     node.tasks.spawn(notices::run(Arc::clone(node)));

@@ -117,6 +117,10 @@ impl Wire for Scripted {
         let _ = self.calls.send(call);
         async move { answered.await.unwrap() }.boxed()
     }
+
+    fn tidy(&self, _: CancellationToken) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
 }
 
 struct Bell {
@@ -216,9 +220,14 @@ impl Rig {
             peers: Arc::clone(&peers),
             mail,
         }));
+        let config: Config = toml::from_str(CONFIG).unwrap();
         let node = Arc::new(Node {
             home,
-            config: Arc::new(toml::from_str::<Config>(CONFIG).unwrap()),
+            codes: crate::gateways::CodeGateway::new(&config).unwrap(),
+            passwords: crate::passwords::Passwords::new(&limits).unwrap(),
+            budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
+            tokens: Arc::default(),
+            config: Arc::new(config),
             live: Arc::new(Live::new(limits.streams_max)),
             rates: Rates::new(&limits),
             limits,

@@ -6,15 +6,16 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
+use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Request, Status,
+    Code, Request, Response, Status,
     body::Body,
     client::{Grpc, GrpcService},
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{Body as HttpBody, StdError},
 };
 
-use crate::{address::Domain, limits};
+use crate::address::Domain;
 
 /// The path of the call that asks a peer's health: it proves both sides to each other and changes nothing.
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/Check";
@@ -31,25 +32,18 @@ pub enum PeerError {
     Failed(String),
 }
 
-impl From<Status> for PeerError {
-    fn from(status: Status) -> Self {
-        let words: String = status
-            .message()
-            .chars()
-            .take(limits::PEER_TEXT_CHARS_MAX)
-            .collect();
-        let text = format!("{}: {words}", status.code().description());
-        match status.code() {
-            // What breaks a connection shows as any of these, and so does a door that does not know us.
-            Code::Unavailable
+/// Whether a status says that the domain, not only this call, is out of reach: what breaks a connection shows as
+/// any of these, and so does a door that does not know us.
+pub(super) fn is_silence(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable
             | Code::Unknown
             | Code::Cancelled
             | Code::DeadlineExceeded
             | Code::Unauthenticated
-            | Code::PermissionDenied => Self::Silent(text),
-            _ => Self::Failed(text),
-        }
-    }
+            | Code::PermissionDenied
+    )
 }
 
 /// How requests reach other domains.
@@ -66,27 +60,29 @@ pub trait Wire: Send + Sync {
         request: Bytes,
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Bytes, PeerError>>;
+
+    /// Closes what nobody used for some time, until `stop`.
+    fn tidy(&self, stop: CancellationToken) -> BoxFuture<'static, ()>;
 }
 
 /// One unary call with encoded messages over an open channel.
-pub async fn unary<S>(
+pub(super) async fn unary<S>(
     channel: S,
     path: &str,
-    request: Request<Bytes>,
+    request: Bytes,
     bytes_max: usize,
-) -> Result<Bytes, PeerError>
+) -> Result<Response<Bytes>, Status>
 where
     S: GrpcService<Body>,
     S::ResponseBody: HttpBody + Send + 'static,
     <S::ResponseBody as HttpBody>::Error: Into<StdError>,
 {
-    let path = PathAndQuery::try_from(path).map_err(|e| PeerError::Failed(e.to_string()))?;
+    let path = PathAndQuery::try_from(path).map_err(|error| Status::from_error(error.into()))?;
     let mut grpc = Grpc::new(channel).max_decoding_message_size(bytes_max);
     grpc.ready()
         .await
-        .map_err(|error| PeerError::from(Status::from_error(error.into())))?;
-    let response = grpc.unary(request, path, Encoded).await?;
-    Ok(response.into_inner())
+        .map_err(|error| Status::from_error(error.into()))?;
+    grpc.unary(Request::new(request), path, Encoded).await
 }
 
 /// Leaves messages as they are.

@@ -13,7 +13,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// A write that is merged with others of its kind.
 pub(super) enum Merge {
-    Append(Append, Reply<Appended>),
+    Append(Box<Append>, Reply<Appended>),
     Consume([i64; 3], Reply<bool>),
     Received(i64, Vec<i64>, Reply<()>),
     Answered(i64, Reply<()>),
@@ -51,7 +51,7 @@ impl Batch {
         for merge in merges {
             match merge {
                 Merge::Append(append, reply) => {
-                    batch.appends.push(append);
+                    batch.appends.push(*append);
                     replies.appends.push(reply);
                 }
                 Merge::Consume(row, reply) => {
@@ -132,7 +132,9 @@ impl Replies {
         let consumes = batch.consumes.into_iter().zip(self.consumes);
         let received = batch.received.into_iter().zip(self.received);
         let answered = batch.answered.into_iter().zip(self.answered);
-        let mut merges: Vec<Merge> = appends.map(|(a, r)| Merge::Append(a, r)).collect();
+        let mut merges: Vec<Merge> = appends
+            .map(|(a, r)| Merge::Append(Box::new(a), r))
+            .collect();
         merges.extend(consumes.map(|(c, r)| Merge::Consume(c, r)));
         merges.extend(received.map(|((d, t), r)| Merge::Received(d, t, r)));
         merges.extend(answered.map(|(p, r)| Merge::Answered(p, r)));

@@ -253,13 +253,12 @@ impl<'a> Room<'a> {
             return Ok(false);
         }
         let by = (slot.device_key, sender);
-        let stored = match self.stored_by.get(&by) {
-            Some(stored) => *stored,
-            None => {
-                let stored = stored_by(conn, slot.device_key, sender).await?;
-                self.stored_by.insert(by, stored);
-                stored
-            }
+        let stored = if let Some(stored) = self.stored_by.get(&by) {
+            *stored
+        } else {
+            let stored = stored_by(conn, slot.device_key, sender).await?;
+            self.stored_by.insert(by, stored);
+            stored
         };
         let added = self.added_by.get(&by).copied().unwrap_or_default();
         Ok(stored.plus(added).reaches(self.share))

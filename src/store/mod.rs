@@ -28,13 +28,23 @@ use crate::{
 
 mod append;
 mod batch;
+pub mod cache;
+pub mod codes;
 pub mod contacts;
+pub mod devices;
+pub mod friends;
+pub mod invitations;
+pub mod keys;
 pub mod mailbox;
 pub mod outbox;
 pub mod peers;
+pub mod retention;
 pub mod server_keys;
+pub mod sessions;
 pub(crate) mod sql;
+pub mod tokens;
 mod tx;
+pub mod users;
 mod writer;
 mod writes;
 
@@ -191,7 +201,7 @@ impl Store {
     /// everything in `append` is on disk; otherwise nothing of it is.
     pub async fn append(&self, append: Append) -> Result<Appended> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job::Merge(Merge::Append(append, reply)))
+        self.submit(Job::Merge(Merge::Append(Box::new(append), reply)))
             .await?;
         answer.await.map_err(|_| STOPPED)?
     }

@@ -1,21 +1,24 @@
 //! Operations that happen once.
 
-use super::*;
+use super::{
+    Appended::{New, Repeat},
+    *,
+};
 
 #[tokio::test]
 async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
     let fixture = Fixture::new().await;
     let bob = fixture.device("bob", "phone").await;
     let invite = |answer| Append {
-        once: once("invite", answer),
+        once: Some(once("invite", answer)),
         ..mail(&bob.address, "invite")
     };
 
     let first = fixture.store.append(invite(1_000)).await.unwrap();
     let repeat = fixture.store.append(invite(2_000)).await.unwrap();
 
-    assert_eq!(first, Appended::New);
-    assert_eq!(repeat, Appended::Repeat(1_000));
+    assert_eq!(first, New);
+    assert_eq!(repeat, Repeat(1_000));
     assert_eq!(fixture.bodies(&bob).await, ["invite"]);
     fixture.assert_consistent().await;
 }
@@ -27,14 +30,14 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
     fixture
         .store
         .append(Append {
-            once: once("old", 9),
+            once: Some(once("old", 9)),
             ..mail(&bob.address, "old")
         })
         .await
         .unwrap();
     let write = |name, answer| {
         fixture.store.append(Append {
-            once: once(name, answer),
+            once: Some(once(name, answer)),
             ..mail(&bob.address, name)
         })
     };
@@ -50,7 +53,6 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
         .await;
 
     let answers: Vec<Appended> = answers.into_iter().map(Result::unwrap).collect();
-    use Appended::{New, Repeat};
     assert_eq!(answers, [New, New, Repeat(1), Repeat(9), Repeat(9)]);
     assert_eq!(fixture.bodies(&bob).await, ["old", "a", "b"]);
     fixture.assert_consistent().await;
@@ -62,7 +64,7 @@ async fn a_refused_operation_may_be_tried_again() {
     let nobody = fixture.stranger("bob");
     let write = || {
         fixture.store.append(Append {
-            once: once("m", 1),
+            once: Some(once("m", 1)),
             ..mail(&nobody, "text")
         })
     };
@@ -82,7 +84,7 @@ async fn a_repeat_of_what_its_own_batch_refused_is_refused_too() {
     let nobody = fixture.stranger("bob");
     let write = || {
         fixture.store.append(Append {
-            once: once("m", 1),
+            once: Some(once("m", 1)),
             ..mail(&nobody, "text")
         })
     };
@@ -104,7 +106,7 @@ async fn many_keys_in_one_batch_are_told_apart() {
     let write = |n: i64| {
         let name = format!("key {}", n % 100);
         fixture.store.append(Append {
-            once: once(&name, n),
+            once: Some(once(&name, n)),
             ..mail(&bob.address, &name)
         })
     };
@@ -112,11 +114,7 @@ async fn many_keys_in_one_batch_are_told_apart() {
     let answers = fixture.together((0..300).map(write).collect()).await;
 
     for (n, answer) in (0..300).zip(answers) {
-        let expected = if n < 100 {
-            Appended::New
-        } else {
-            Appended::Repeat(n % 100)
-        };
+        let expected = if n < 100 { New } else { Repeat(n % 100) };
         assert_eq!(answer.unwrap(), expected);
     }
     assert_eq!(fixture.bodies(&bob).await.len(), 100);
