@@ -181,7 +181,9 @@ impl Budgets {
     /// A place for one request, until it is dropped; `None` if the peer has too many under way.
     pub fn enter(&self, domain: &Domain) -> Option<OwnedSemaphorePermit> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let places = peers.entry(domain.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.per_peer)));
+        let places = peers
+            .entry(domain.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(self.per_peer)));
         Arc::clone(places).try_acquire_owned().ok()
     }
 

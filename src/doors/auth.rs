@@ -82,9 +82,7 @@ pub async fn device(node: &Node, metadata: &MetadataMap) -> Result<Device> {
         .map(bare)
         .filter(|token| (1..=limits::TOKEN_BYTES_MAX).contains(&token.len()))
         .ok_or(Error::Unauthenticated("a token is needed"))?;
-    node.tokens
-        .device(node, sha256(&[token.as_bytes()]))
-        .await
+    node.tokens.device(node, sha256(&[token.as_bytes()])).await
 }
 
 fn bare(authorization: &str) -> &str {

@@ -71,7 +71,9 @@ impl Bench {
             passwords: Passwords::new(&limits).unwrap(),
             rates: Rates::new(&limits),
             live: Arc::new(Live::new(limits.streams_max)),
-            peers: Arc::new(Peers {}),
+            peers: Arc::new(Peers::over(Arc::new(NoWire), &clock, &limits)),
+            budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
+            tokens: Arc::default(),
             stop: CancellationToken::new(),
             home,
             config,
@@ -92,5 +94,30 @@ impl Bench {
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
             .find(|line| line["authenticator"] == authenticator)
             .map(|line| line["code"].as_str().unwrap().to_owned())
+    }
+}
+
+/// No other domain can be reached.
+struct NoWire;
+
+impl crate::peers::wire::Wire for NoWire {
+    fn may_talk(&self, _: &crate::address::Domain) -> bool {
+        true
+    }
+
+    fn call<'a>(
+        &'a self,
+        _: &'a crate::address::Domain,
+        _: &'a str,
+        _: bytes::Bytes,
+        _: std::time::Duration,
+    ) -> futures_util::future::BoxFuture<'a, Result<bytes::Bytes, crate::peers::wire::PeerError>>
+    {
+        let silent = crate::peers::wire::PeerError::Silent("there is no wire".to_owned());
+        Box::pin(std::future::ready(Err(silent)))
+    }
+
+    fn tidy(&self, _: CancellationToken) -> futures_util::future::BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
     }
 }
