@@ -222,7 +222,7 @@ pub struct Limits {
     pub auth_codes_per_authenticator_hour: u32,
     /// Auth codes, logins and registrations from one network address a minute.
     pub account_calls_per_address_minute: u32,
-    /// Failed logins for one device an hour.
+    /// Failed logins for one device from one network address an hour.
     pub login_failures_per_device_hour: u32,
     /// One-time keys that one caller gets of one device an hour; further bundles come without.
     pub opks_per_caller_hour: u32,

@@ -193,3 +193,29 @@ impl Budgets {
         peers.retain(|_, places| places.available_permits() < self.per_peer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_count_for_their_key_until_its_period_is_over() {
+        let failures = Failures::per(HOUR, 2);
+        let fail = || failures.count("alice".to_owned());
+
+        fail();
+        assert!(failures.check("alice", "wait").is_ok());
+        fail();
+        assert!(matches!(
+            failures.check("alice", "wait"),
+            Err(Error::Throttled("wait"))
+        ));
+        assert!(failures.check("bob", "wait").is_ok());
+
+        let short = Failures::per(Duration::ZERO, 1);
+        short.count("alice".to_owned());
+        assert!(short.check("alice", "wait").is_ok(), "the period is over");
+        short.sweep();
+        assert_eq!(short.counts().len(), 0);
+    }
+}

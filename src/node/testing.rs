@@ -9,19 +9,33 @@ use crate::{
     clock::Clock,
     config::Config,
     delivery::live::Live,
+    doors::auth::Tokens,
     gateways::CodeGateway,
     node::Node,
     passwords::Passwords,
     peers::Peers,
-    rates::Rates,
+    rates::{Budgets, Rates},
     signing::Signer,
-    store::{Store, StoreOptions},
+    store::{Store, StoreOptions, Wake, Wakes},
 };
 
 /// A node of `a.test`; its files go when this is dropped.
 pub(crate) struct Bench {
     pub(crate) node: Node,
     folder: tempfile::TempDir,
+}
+
+/// Commits reach caches and streams, as on a real node.
+struct Bell {
+    live: Arc<Live>,
+    tokens: Arc<Tokens>,
+}
+
+impl Wakes for Bell {
+    fn wake(&self, wake: Wake) {
+        self.tokens.wake(&wake);
+        self.live.wake(&wake);
+    }
 }
 
 impl std::ops::Deref for Bench {
@@ -70,10 +84,10 @@ impl Bench {
             codes: CodeGateway::new(&config).unwrap(),
             passwords: Passwords::new(&limits).unwrap(),
             rates: Rates::new(&limits),
+            budgets: Budgets::new(limits.requests_per_peer_max),
+            tokens: Arc::default(),
             live: Arc::new(Live::new(limits.streams_max)),
             peers: Arc::new(Peers::over(Arc::new(NoWire), &clock, &limits)),
-            budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
-            tokens: Arc::default(),
             stop: CancellationToken::new(),
             home,
             config,
@@ -83,6 +97,10 @@ impl Bench {
             signer,
             tasks,
         };
+        node.store.on_commit(Arc::new(Bell {
+            live: Arc::clone(&node.live),
+            tokens: Arc::clone(&node.tokens),
+        }));
         Self { node, folder }
     }
 

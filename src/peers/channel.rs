@@ -2,6 +2,8 @@
 //! or trust change. Knows deadlines and the policy, and no RPC.
 
 #[cfg(test)]
+mod door;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -148,7 +150,7 @@ impl Channels {
 
     /// Closes what nobody used for some minutes, until `stop`.
     pub async fn tidy(&self, stop: CancellationToken) {
-        let pause = Duration::from_secs(60);
+        let pause = Duration::from_mins(1);
         while stop
             .run_until_cancelled(self.clock.sleep(pause))
             .await

@@ -98,34 +98,26 @@ impl Dialler {
             if let Some(failure) = self.recent_failure() {
                 return Err(failure);
             }
-            let dialler = self.clone();
             // A task of its own, because whoever waits here may be given up in the middle and then nobody
             // polls; what was reached meanwhile serves the next call, if that comes soon.
-            let dialled = self.means.tracker.spawn(async move {
-                let outcome = match dialler
-                    .means
-                    .kill
-                    .clone()
-                    .run_until_cancelled(dialler.dial())
-                    .await
-                {
-                    Some(outcome) => outcome,
-                    None => Err(dialler.failure("this node is going down")),
-                };
-                *lock(&dialler.failed) = outcome
-                    .as_ref()
-                    .err()
-                    .map(|failure| (Instant::now(), failure.clone()));
-                Dialled {
-                    at: Instant::now(),
-                    outcome,
-                }
-            });
-            let dialled = dialled.await.map_err(|error| self.failure(error))?;
+            let attempt = self.means.tracker.spawn(self.clone().attempt());
+            let dialled = attempt
+                .await
+                .map_err(|error| self.failure(error.to_string()))?;
             if dialled.at.elapsed() < Duration::from_millis(limits::DIALLED_MS) {
                 return dialled.outcome;
             }
         }
+    }
+
+    async fn attempt(self: Arc<Self>) -> Dialled {
+        let outcome = match self.means.kill.run_until_cancelled(self.dial()).await {
+            Some(outcome) => outcome,
+            None => Err(self.failure("this node is going down")),
+        };
+        let at = Instant::now();
+        *lock(&self.failed) = outcome.as_ref().err().map(|failure| (at, failure.clone()));
+        Dialled { at, outcome }
     }
 
     /// The calls of a queue would otherwise dial one after another, each for as long as it takes.
@@ -136,10 +128,10 @@ impl Dialler {
         (at.elapsed() < shared).then(|| failure.clone())
     }
 
-    fn failure(&self, reason: impl ToString) -> DialError {
+    fn failure(&self, reason: impl Into<String>) -> DialError {
         DialError {
             domain: self.domain.clone(),
-            reason: reason.to_string(),
+            reason: reason.into(),
         }
     }
 
@@ -159,7 +151,7 @@ impl Dialler {
                 Ok(connected) => connected,
                 Err(error) => {
                     // Why the better places were no good matters more than that there are no others.
-                    failure = failure.or_else(|| Some(self.failure(error)));
+                    failure = failure.or_else(|| Some(self.failure(error.to_string())));
                     break;
                 }
             };

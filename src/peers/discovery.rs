@@ -382,13 +382,12 @@ fn fixed(config: &Config) -> Result<HashMap<Domain, Target>, Unusable> {
             continue;
         };
         let bad = || Unusable::Address(address.clone());
-        let (host, port) = match address.parse::<SocketAddr>() {
-            Ok(socket) => (socket.ip().to_string(), socket.port()),
-            Err(_) => {
-                let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-                let host = Domain::parse(host).map_err(|_| bad())?;
-                (host.to_string(), port.parse().map_err(|_| bad())?)
-            }
+        let (host, port) = if let Ok(socket) = address.parse::<SocketAddr>() {
+            (socket.ip().to_string(), socket.port())
+        } else {
+            let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+            let host = Domain::parse(host).map_err(|_| bad())?;
+            (host.to_string(), port.parse().map_err(|_| bad())?)
         };
         let target = Target {
             host,

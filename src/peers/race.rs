@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    const HOURS: Duration = Duration::from_secs(3_600);
+    const HOURS: Duration = Duration::from_hours(1);
 
     fn endpoint(priority: u16, port: u16) -> Endpoint {
         Endpoint {

@@ -1,6 +1,12 @@
 //! The test suite: one binary, one module for each subject.
 
 #[cfg(test)]
+mod accounts;
+#[cfg(test)]
 mod config_files;
 #[cfg(test)]
 mod contract_tables;
+#[cfg(test)]
+mod doors;
+#[cfg(test)]
+mod lab;

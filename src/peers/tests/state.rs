@@ -195,17 +195,17 @@ fn a_domain_that_called_us_is_tried_among_the_healthy() {
 fn silence_met_by_many_calls_counts_once_and_an_answer_meanwhile_excuses_the_domain() {
     let limits = Limits::default();
     let peer = peer_with(1);
-    let (a, b, c) = (peer.begin(), peer.begin(), peer.begin());
+    let (first, second, third) = (peer.begin(), peer.begin(), peer.begin());
 
     peer.answered(NOW);
-    assert!(!peer.silent(a, true, "silence", NOW, &limits));
+    assert!(!peer.silent(first, true, "silence", NOW, &limits));
     assert!(!peer.is_silent());
-    let (d, e) = (peer.begin(), peer.begin());
-    assert!(peer.silent(d, true, "silence", NOW, &limits));
+    let (fourth, fifth) = (peer.begin(), peer.begin());
+    assert!(peer.silent(fourth, true, "silence", NOW, &limits));
     let retry_at = peer.outlook("lane1", NOW).1;
-    assert!(peer.silent(e, true, "silence", NOW + 1, &limits));
-    assert!(!peer.silent(b, true, "silence", NOW, &limits));
-    assert!(!peer.silent(c, true, "silence", NOW, &limits));
+    assert!(peer.silent(fifth, true, "silence", NOW + 1, &limits));
+    assert!(!peer.silent(second, true, "silence", NOW, &limits));
+    assert!(!peer.silent(third, true, "silence", NOW, &limits));
 
     assert_eq!(peer.outlook("lane1", NOW).1, retry_at);
 }
