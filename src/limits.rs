@@ -122,6 +122,22 @@ pub const OUTBOX_SWEEP_SECONDS: u64 = 5;
 pub const OUTBOX_BATCH_ROWS: u32 = 500;
 /// A sender whose messages are still late is told again after this time.
 pub const LATE_AGAIN_MS: i64 = 86_400_000;
+/// One sender may fill one part in so many of a mailbox.
+pub const MAILBOX_SHARES: i64 = 10;
+/// Free pages of the database file that are kept for the next messages: 16 MiB.
+pub const FREE_PAGES_KEPT: i64 = 4_096;
+/// The database is swept for what expired at this interval.
+pub const RETENTION_SECONDS: u64 = 60;
+/// Rows that one transaction of a sweep deletes.
+pub const RETENTION_BATCH_ROWS: u32 = 500;
+/// Transactions of one table in one sweep; what is left waits for the next.
+pub const RETENTION_BATCHES_MAX: u32 = 20;
+/// Devices whose mailboxes a sweep looks through at once.
+pub const RETENTION_DEVICES: u32 = 100;
+/// The newest tag of a removed device is kept so long, for the day it registers again.
+pub const REMOVED_DEVICES_DAYS: i64 = 400;
+/// Another domain's user may have this many times the devices of ours.
+pub const FOREIGN_DEVICES_FACTOR: usize = 4;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]

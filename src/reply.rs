@@ -99,12 +99,6 @@ pub fn is_not_found(code: i32) -> bool {
     code == ResponseCode::NotFound as i32
 }
 
-/// Whether a peer's code is its last word: asking again never helps.
-pub fn is_final(code: i32) -> bool {
-    let msg = String::new();
-    matches!(Verdict { code, msg }.fate(), Fate::Final(..))
-}
-
 fn code_of(error: &Error) -> ResponseCode {
     match error {
         Error::Invalid(_) | Error::NotHere => ResponseCode::BadRequest,
