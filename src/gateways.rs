@@ -311,3 +311,6 @@ fn append(path: &std::path::Path, line: &[u8]) -> std::io::Result<()> {
     file.write_all(line)?;
     file.sync_data()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,9 @@
 //!
 //! Calls point one way: doors → operations → delivery, peers → store. The other modules are the words they share.
 
+pub mod delivery;
 pub mod doors;
 pub mod operations;
-pub mod delivery;
 pub mod peers;
 pub mod store;
 

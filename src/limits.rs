@@ -30,7 +30,7 @@ pub const IGNORED_DEVICES_MAX: usize = 256;
 /// The longest text that is repeated from a peer's answer.
 pub const PEER_TEXT_CHARS_MAX: usize = 200;
 /// Message ids named in one notice to a sender.
-pub const NOTICE_MSG_IDS_MAX: usize = 100;
+pub const NOTICE_MSG_IDS_MAX: u32 = 100;
 /// Password hashes that may wait for their turn; further calls are sent away.
 pub const PASSWORDS_WAITING_MAX: usize = 128;
 /// Auth codes on their way to a mail server or webhook at the same time.
@@ -49,6 +49,44 @@ pub const CACHE_SECONDS_MAX: u64 = 60;
 pub const GROUP_SEQUENCE_JUMP_MAX: u32 = 100_000;
 /// Names in one certificate of a peer.
 pub const CERTIFICATE_NAMES_MAX: usize = 256;
+/// Targets of one domain's SRV records that are looked at.
+pub const SRV_TARGETS_MAX: usize = 16;
+/// Addresses of one host that are tried.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+/// Domains, and hosts, whose DNS answers are remembered.
+pub const DNS_ANSWERS_MAX: u64 = 10_000;
+/// An answer of DNS is used at least this long.
+pub const DNS_TTL_MIN_SECONDS: u32 = 5;
+/// An answer of DNS is used at most this long.
+pub const DNS_TTL_MAX_SECONDS: u32 = 3_600;
+/// "There is no such thing", or no answer at all, is believed for this long.
+pub const DNS_NEGATIVE_MS: i64 = 5_000;
+/// While the name servers fail, the last answer is used up to this age.
+pub const DNS_STALE_MS: i64 = 24 * 3_600_000;
+/// One question is sent again after this time without an answer.
+pub const DNS_RETRY_MS: u64 = 700;
+/// One question is given up after this time.
+pub const DNS_QUESTION_MS: u64 = 1_500;
+/// The next address of a peer is tried beside the others after this time.
+pub const CONNECT_STAGGER_MS: u64 = 250;
+/// A target of lower priority is tried beside the others after this time.
+pub const CONNECT_FALL_BACK_MS: u64 = 1_000;
+/// Nodes of one domain to which one attempt to reach it speaks TLS.
+pub const DIAL_HANDSHAKES_MAX: usize = 4;
+/// After our handshake with a peer its first bytes, or its refusal, are awaited this long.
+pub const PEER_GREETING_MS: u64 = 1_000;
+/// A connection to a peer that was opened, or failed, this long before anybody asked for it is not used.
+pub const DIALLED_MS: u64 = 2_000;
+/// Calls that wait in one queue when a connection fails share its failure for this long.
+pub const DIAL_FAILURE_SHARED_MS: u64 = 50;
+/// A connection to a peer is tested after this time without traffic.
+pub const PEER_PING_SECONDS: u64 = 10;
+/// A peer that does not answer the test for this long is gone.
+pub const PEER_PING_TIMEOUT_SECONDS: u64 = 5;
+/// Domains to which connections are held.
+pub const PEER_CHANNELS_MAX: usize = 2_048;
+/// A connection to a peer is closed after this time without a call.
+pub const PEER_CHANNEL_IDLE_MS: i64 = 5 * 60_000;
 /// Connections that passed their handshake and wait to be served.
 pub const ACCEPTED_MAX: usize = 64;
 /// After an error of the listener itself the next connection is awaited this long.
@@ -57,6 +95,31 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 pub const IDENTITY_RELOAD_SECONDS: u64 = 5;
 /// An open connection's certificate is verified again after this time.
 pub const PEER_JUDGED_MS: i64 = 60_000;
+
+/// The ceiling of the first pause after a failure; it doubles from there.
+pub const RETRY_FIRST_MS: i64 = 1_000;
+/// An outage is early for this long; pauses may grow longer after it.
+pub const RETRY_EARLY_MS: i64 = 3_600_000;
+/// Calls for data under way to one peer that was silent when last asked.
+pub const ASKS_OF_SILENT_PEER_MAX: u32 = 4;
+/// A peer's own requests end its backoff this often at most: it may reach us while we can't reach it.
+pub const CONTACT_CLEARS_EVERY_MS: i64 = 5_000;
+/// How often a peer's contact is written down, and requests it put off are tried again because of it.
+pub const CONTACT_NOTED_EVERY_MS: i64 = 60_000;
+/// Peers heard of within this time are greeted at the start.
+pub const GREETED_PEERS_DAYS: i64 = 7;
+/// Peers greeted at the start at most, the latest heard of first.
+pub const GREETED_PEERS_MAX: u32 = 10_000;
+/// Peers not heard of for this long are forgotten.
+pub const PEERS_DAYS: i64 = 30;
+/// A lane whose peer puts it off for longer holds back no barrier, and no barrier put off so long holds back others.
+pub const BARRIER_PATIENCE_MS: i64 = 60_000;
+/// The outbox is looked through for late, expired and refused requests at this interval.
+pub const OUTBOX_SWEEP_SECONDS: u64 = 5;
+/// Requests of the outbox read, marked or deleted in one go.
+pub const OUTBOX_BATCH_ROWS: u32 = 500;
+/// A sender whose messages are still late is told again after this time.
+pub const LATE_AGAIN_MS: i64 = 86_400_000;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -143,7 +206,7 @@ pub struct Limits {
     pub auth_codes_per_authenticator_hour: u32,
     /// Auth codes, logins and registrations from one network address a minute.
     pub account_calls_per_address_minute: u32,
-    /// Failed logins for one device an hour.
+    /// Failed logins for one device from one network address an hour.
     pub login_failures_per_device_hour: u32,
     /// One-time keys that one caller gets of one device an hour; further bundles come without.
     pub opks_per_caller_hour: u32,

@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn names(result: Result<()>, field: &'static str) -> bool {
-        matches!(result, Err(Error::Invalid(name)) if name == field)
+        result.is_err_and(|error| matches!(error, Error::Invalid(name) if name == field))
     }
 
     #[test]

@@ -181,7 +181,9 @@ impl Budgets {
     /// A place for one request, until it is dropped; `None` if the peer has too many under way.
     pub fn enter(&self, domain: &Domain) -> Option<OwnedSemaphorePermit> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let places = peers.entry(domain.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.per_peer)));
+        let places = peers
+            .entry(domain.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(self.per_peer)));
         Arc::clone(places).try_acquire_owned().ok()
     }
 
@@ -189,5 +191,28 @@ impl Budgets {
     pub fn sweep(&self) {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.retain(|_, places| places.available_permits() < self.per_peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_count_for_their_key_until_its_period_is_over() {
+        let failures = Failures::per(HOUR, 2);
+        let fail = || failures.count("alice".to_owned());
+
+        fail();
+        assert!(failures.check("alice", "wait").is_ok());
+        fail();
+        assert!(matches!(failures.check("alice", "wait"), Err(Error::Throttled("wait"))));
+        assert!(failures.check("bob", "wait").is_ok());
+
+        let short = Failures::per(Duration::ZERO, 1);
+        short.count("alice".to_owned());
+        assert!(short.check("alice", "wait").is_ok(), "the period is over");
+        short.sweep();
+        assert_eq!(short.counts().len(), 0);
     }
 }

@@ -22,12 +22,14 @@ use crate::{
     identity::Identity,
     limits::Limits,
     node::Node,
-    peers::Peers,
+    peers::{Peers, discovery::Discovery},
     proto::{
         self,
         skiserver::{
-            e2ee_backup_service_server::E2eeBackupServiceServer, e2ee_bidi_service_server::E2eeBidiServiceServer,
-            e2ee_s2s_service_server::E2eeS2sServiceServer, e2ee_unary_service_server::E2eeUnaryServiceServer,
+            e2ee_backup_service_server::E2eeBackupServiceServer,
+            e2ee_bidi_service_server::E2eeBidiServiceServer,
+            e2ee_s2s_service_server::E2eeS2sServiceServer,
+            e2ee_unary_service_server::E2eeUnaryServiceServer,
         },
     },
     rates::{Budgets, Rates},
@@ -55,6 +57,7 @@ pub struct Running {
     /// Where the admin door listens.
     pub admin: SocketAddr,
     identity: Arc<Identity>,
+    discovery: Arc<Discovery>,
     kill: CancellationToken,
     doors: TaskTracker,
 }
@@ -91,10 +94,19 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
     // The writer ends when the store is closed, after everything else.
     let store = Store::open(store_options, &doors).await?;
     let home = Home::new(config.domain()?);
+    let discovery = Arc::new(Discovery::new(&config, &options.clock).map_err(Error::internal)?);
     let signer = Signer::load(&store, &home, config.operator(), &options.clock).await?;
     let node = Arc::new(Node {
         live: Arc::new(Live::new(limits.streams_max)),
-        peers: Arc::new(Peers::new(&config, &identity, &options.clock)?),
+        peers: Arc::new(Peers::new(
+            &home,
+            Arc::clone(&identity),
+            Arc::clone(&discovery),
+            &options.clock,
+            &limits,
+            &doors,
+            &kill,
+        )?),
         rates: Rates::new(&limits),
         budgets: Budgets::new(limits.requests_per_peer_max),
         codes: crate::gateways::CodeGateway::new(&config)?,
@@ -123,6 +135,7 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
         admin: admin.local_addr().map_err(Error::internal)?,
         node,
         identity,
+        discovery,
         kill,
         doors,
     };
@@ -152,16 +165,21 @@ fn transport(limits: &Limits) -> Server {
 /// Peers dial anew at an age, so that certificates are shown again; users' streams may stay for ever.
 fn peer_transport(limits: &Limits) -> Server {
     let age = Duration::from_mins(limits.connection_age_minutes.into());
-    transport(limits).max_connection_age(age).max_connection_age_grace(age)
+    transport(limits)
+        .max_connection_age(age)
+
 }
 
 impl Running {
     fn open_client_door(&self, listener: TcpListener) -> Result<()> {
         let node = &self.node;
         let bytes_max = node.limits.request_bytes_max;
-        let unary = E2eeUnaryServiceServer::new(UserDoor(Arc::clone(node))).max_decoding_message_size(bytes_max);
-        let backup = E2eeBackupServiceServer::new(BackupDoor(Arc::clone(node))).max_decoding_message_size(bytes_max);
-        let bidi = E2eeBidiServiceServer::new(StreamDoor(Arc::clone(node))).max_decoding_message_size(bytes_max);
+        let unary = E2eeUnaryServiceServer::new(UserDoor(Arc::clone(node)))
+            .max_decoding_message_size(bytes_max);
+        let backup = E2eeBackupServiceServer::new(BackupDoor(Arc::clone(node)))
+            .max_decoding_message_size(bytes_max);
+        let bidi = E2eeBidiServiceServer::new(StreamDoor(Arc::clone(node)))
+            .max_decoding_message_size(bytes_max);
         let (health, service) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -174,9 +192,15 @@ impl Running {
             .add_service(backup)
             .add_service(bidi);
         self.doors.spawn(async move {
-            health.set_serving::<E2eeUnaryServiceServer<UserDoor>>().await;
-            health.set_serving::<E2eeBidiServiceServer<StreamDoor>>().await;
-            health.set_serving::<E2eeBackupServiceServer<BackupDoor>>().await;
+            health
+                .set_serving::<E2eeUnaryServiceServer<UserDoor>>()
+                .await;
+            health
+                .set_serving::<E2eeBidiServiceServer<StreamDoor>>()
+                .await;
+            health
+                .set_serving::<E2eeBackupServiceServer<BackupDoor>>()
+                .await;
         });
         self.serve(DoorKind::Client, listener, routes);
         Ok(())
@@ -185,27 +209,49 @@ impl Running {
     async fn open_peer_door(&self, listener: TcpListener) {
         let node = &self.node;
         let bytes_max = node.limits.request_bytes_max;
-        let s2s = E2eeS2sServiceServer::new(PeerDoor(Arc::clone(node))).max_decoding_message_size(bytes_max);
+        let s2s = E2eeS2sServiceServer::new(PeerDoor(Arc::clone(node)))
+            .max_decoding_message_size(bytes_max);
         let (health, service) = tonic_health::server::health_reporter();
         health.set_serving::<E2eeS2sServiceServer<PeerDoor>>().await;
         // A peer that asks our health proves itself with it, and what waits for it is tried.
         let known = Arc::clone(node);
-        let service = tonic::service::interceptor::InterceptedService::new(service, move |request: tonic::Request<()>| {
-            crate::doors::certificate::domain(&known, request.metadata(), request.extensions())
-                .map(|_| request)
-                .map_err(|_| crate::reply::denied("the certificate does not prove the domain"))
-        });
-        let routes = peer_transport(&node.limits).add_service(service).add_service(s2s);
+        let service = tonic::service::interceptor::InterceptedService::new(
+            service,
+            move |request: tonic::Request<()>| {
+                crate::doors::certificate::domain(&known, request.metadata(), request.extensions())
+                    .map(|_| request)
+                    .map_err(|_| crate::reply::denied("the certificate does not prove the domain"))
+            },
+        );
+        let routes = peer_transport(&node.limits)
+            .add_service(service)
+            .add_service(s2s);
         self.serve(DoorKind::Peer, listener, routes);
     }
 
-    fn serve(&self, kind: DoorKind, listener: TcpListener, routes: tonic::transport::server::Router) {
+    fn serve(
+        &self,
+        kind: DoorKind,
+        listener: TcpListener,
+        routes: tonic::transport::server::Router,
+    ) {
         let node = &self.node;
         let (stop, kill) = (node.stop.clone(), self.kill.clone());
         let identity = Arc::clone(&self.identity);
-        let incoming = serve_door(listener, kind, identity, &node.limits, &self.doors, stop.clone(), kill);
+        let incoming = serve_door(
+            listener,
+            kind,
+            identity,
+            &node.limits,
+            &self.doors,
+            stop.clone(),
+            kill,
+        );
         self.doors.spawn(async move {
-            if let Err(error) = routes.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+            if let Err(error) = routes
+                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                .await
+            {
                 tracing::error!(%error, ?kind, "a door closed");
             }
         });
@@ -215,7 +261,10 @@ impl Running {
         let routes = admin::router(Arc::clone(&self.node));
         let stop = self.kill.clone().cancelled_owned();
         self.doors.spawn(async move {
-            if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop).await {
+            if let Err(error) = axum::serve(listener, routes)
+                .with_graceful_shutdown(stop)
+                .await
+            {
                 tracing::error!(%error, "the admin door closed");
             }
         });
@@ -223,8 +272,10 @@ impl Running {
 
     async fn start_workers(&self) -> Result<()> {
         let node = &self.node;
-        node.tasks.spawn(Arc::clone(&self.identity).watch(node.stop.clone()));
-        node.tasks.spawn(crate::store::retention::run(Arc::clone(node)));
+        node.tasks
+            .spawn(Arc::clone(&self.identity).watch(node.stop.clone()));
+        node.tasks
+            .spawn(crate::store::retention::run(Arc::clone(node)));
         node.tasks.spawn(sweep_rates(Arc::clone(node)));
         crate::peers::start(node).await
     }
@@ -232,13 +283,17 @@ impl Running {
     /// Reads certificates, keys, authorities and revocation lists again, and the federation's settings from
     /// `config` if one is given. What can't be used leaves the old in use.
     pub fn reload(&self, config: Option<&Config>) -> bool {
-        match config {
-            Some(config) => self.identity.configure(config).unwrap_or_else(|problem| {
-                tracing::error!(%problem, "the configuration can't be used; what was loaded before stays in use");
-                false
-            }),
-            None => self.identity.reload(),
+        let Some(config) = config else {
+            return self.identity.reload();
+        };
+        if let Err(problem) = self.discovery.configure(config) {
+            tracing::error!(%problem, "the configuration can't be used; what was loaded before stays in use");
+            return false;
         }
+        self.identity.configure(config).unwrap_or_else(|problem| {
+            tracing::error!(%problem, "the configuration can't be used; what was loaded before stays in use");
+            false
+        })
     }
 
     /// Drains: no new connections, streams end, calls under way finish within `drain_seconds`, then the store
@@ -247,13 +302,19 @@ impl Running {
         let grace = Duration::from_secs(self.node.limits.drain_seconds.into());
         self.node.stop.cancel();
         self.node.tasks.close();
-        if tokio::time::timeout(grace, self.node.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(grace, self.node.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("calls were still under way at the end of the drain");
         }
         self.kill.cancel();
         self.node.store.close().await;
         self.doors.close();
-        if tokio::time::timeout(grace, self.doors.wait()).await.is_err() {
+        if tokio::time::timeout(grace, self.doors.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("connections were still open at the end of the drain");
         }
     }
@@ -261,7 +322,12 @@ impl Running {
 
 async fn sweep_rates(node: Arc<Node>) {
     let pause = Duration::from_mins(1);
-    while node.stop.run_until_cancelled(node.clock.sleep(pause)).await.is_some() {
+    while node
+        .stop
+        .run_until_cancelled(node.clock.sleep(pause))
+        .await
+        .is_some()
+    {
         node.rates.sweep();
         node.budgets.sweep();
     }

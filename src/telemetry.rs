@@ -28,31 +28,81 @@ const METRICS: &[(&str, Kind, &str)] = &[
         Counter,
         "Calls answered, by RPC and response code",
     ),
+    (
+        "skiserver_call_seconds",
+        Histogram,
+        "Time from a call to its answer, by RPC",
+    ),
+    (
+        "skiserver_connections_refused_total",
+        Counter,
+        "Connections refused, by door and reason",
+    ),
+    (
+        "skiserver_auth_codes_total",
+        Counter,
+        "Auth codes given to the gateway, by outcome",
+    ),
     ("skiserver_streams", Gauge, "Open streams"),
+    (
+        "skiserver_stream_ignored_total",
+        Counter,
+        "Messages on streams that clients don't send there",
+    ),
+    (
+        "skiserver_messages_delivered_total",
+        Counter,
+        "Messages handed to streams",
+    ),
+    (
+        "skiserver_messages_rejected_total",
+        Counter,
+        "Messages consumed as failed, by state and payload",
+    ),
+    (
+        "skiserver_dropped_total",
+        Counter,
+        "Messages answered with success and dropped, by reason",
+    ),
+    (
+        "skiserver_mailbox_rows",
+        Gauge,
+        "Messages waiting for devices",
+    ),
     (
         "skiserver_mailbox_dropped_total",
         Counter,
         "Messages dropped unconsumed, by reason",
     ),
     (
+        "skiserver_outbox_rows",
+        Gauge,
+        "Requests waiting for other domains",
+    ),
+    (
+        "skiserver_outbox_oldest_seconds",
+        Gauge,
+        "Age of the oldest request that waits",
+    ),
+    (
         "skiserver_one_time_keys_issued_total",
         Counter,
-        "One-time pre-keys handed out, by kind of caller",
+        "One-time keys handed out, by kind of caller",
     ),
     (
         "skiserver_one_time_keys_withheld_total",
         Counter,
-        "Bundles handed out without a one-time key that was there, because the caller had its share",
+        "One-time keys kept from callers that had their share",
     ),
     (
         "skiserver_one_time_keys_missing_total",
         Counter,
-        "Bundles handed out without a one-time key, because none was left",
+        "Bundles without a one-time key, because none was left",
     ),
     (
         "skiserver_bundles_rejected_total",
         Counter,
-        "Answers of peers to bundle requests that could not be used",
+        "Answers of peers for bundles that can't be used",
     ),
     (
         "skiserver_store_batch_writes",
@@ -62,7 +112,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     (
         "skiserver_store_commit_seconds",
         Histogram,
-        "Time from the begin of a merged transaction to the end of its commit",
+        "Time of a merged transaction with its commit",
     ),
     (
         "skiserver_store_commit_errors_total",
@@ -77,7 +127,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     (
         "skiserver_store_slow_transactions_total",
         Counter,
-        "Transactions rolled back because they were open for too long",
+        "Transactions rolled back for being open too long",
     ),
     (
         "skiserver_store_expired_total",

@@ -9,7 +9,12 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The admin door, as `address:port`.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7445", conflicts_with = "config")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7445",
+        conflicts_with = "config"
+    )]
     admin: SocketAddr,
     /// Take the address from this configuration.
     #[arg(long, value_name = "FILE")]
@@ -26,7 +31,10 @@ pub async fn run(args: Args) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let asked = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build();
+    let asked = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .no_proxy()
+        .build();
     let answer = match asked {
         Ok(client) => client.get(format!("http://{admin}/ready")).send().await,
         Err(error) => Err(error),
@@ -37,7 +45,10 @@ pub async fn run(args: Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(answer) => {
-            complain(format!("not ready: {}", answer.text().await.unwrap_or_default().trim()));
+            complain(format!(
+                "not ready: {}",
+                answer.text().await.unwrap_or_default().trim()
+            ));
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -32,12 +32,18 @@ pub async fn run(args: Args) -> ExitCode {
 
 async fn ask(args: &Args) -> Result<String, String> {
     let config = Config::load(&args.config).map_err(|error| error.to_string())?;
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build();
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .no_proxy()
+        .build();
     let request = client
         .map_err(|error| error.to_string())?
         .post(format!("http://{}/invitations", config.doors.admin))
         .json(&serde_json::json!({ "from": args.from }));
-    let answer = request.send().await.map_err(|error| format!("the node does not answer: {error}"))?;
+    let answer = request
+        .send()
+        .await
+        .map_err(|error| format!("the node does not answer: {error}"))?;
     if !answer.status().is_success() {
         return Err(answer.text().await.unwrap_or_default());
     }
@@ -45,5 +51,6 @@ async fn ask(args: &Args) -> Result<String, String> {
     reply
         .get("code")
         .and_then(serde_json::Value::as_str)
-        .map(str::to_owned).ok_or_else(|| "the node sent no code".to_owned())
+        .map(str::to_owned)
+        .ok_or_else(|| "the node sent no code".to_owned())
 }

@@ -38,7 +38,9 @@ pub async fn run(args: Args) -> ExitCode {
     let running = match server::start(config, StartOptions::default()).await {
         Ok(running) => running,
         Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            let cause = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
             complain(format!("the node can't start: {error} {cause}"));
             return ExitCode::FAILURE;
         }

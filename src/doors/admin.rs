@@ -41,14 +41,21 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
     }
     match mailbox::count(&node.store).await {
         Ok(_) => (StatusCode::OK, "ready\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n"),
+        Err(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store does not answer\n",
+        ),
     }
 }
 
 /// Metrics in the text format of Prometheus; those about tables are read when asked for.
 async fn metrics_text(State(node): State<Arc<Node>>) -> Result<String, StatusCode> {
-    let waiting = mailbox::count(&node.store).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
-    let outgoing = outbox::counts(&node.store).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let waiting = mailbox::count(&node.store)
+        .await
+        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let outgoing = outbox::counts(&node.store)
+        .await
+        .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     let rows: i64 = outgoing.iter().map(|(_, rows, _)| rows).sum();
     let oldest = outgoing.iter().map(|(_, _, since)| *since).min();
     let age_ms = oldest.map_or(0, |since| node.clock.now_ms() - since);
@@ -85,7 +92,8 @@ async fn invite(
     Json(request): Json<InviteRequest>,
 ) -> Result<Json<InviteReply>, (StatusCode, String)> {
     let code = invitations::create(&node, &request.from).await;
-    code.map(|code| Json(InviteReply { code })).map_err(|error| (status_of(&error), error.to_string()))
+    code.map(|code| Json(InviteReply { code }))
+        .map_err(|error| (status_of(&error), error.to_string()))
 }
 
 fn status_of(error: &Error) -> StatusCode {

@@ -82,9 +82,7 @@ pub async fn device(node: &Node, metadata: &MetadataMap) -> Result<Device> {
         .map(bare)
         .filter(|token| (1..=limits::TOKEN_BYTES_MAX).contains(&token.len()))
         .ok_or(Error::Unauthenticated("a token is needed"))?;
-    node.tokens
-        .device(node, sha256(&[token.as_bytes()]))
-        .await
+    node.tokens.device(node, sha256(&[token.as_bytes()])).await
 }
 
 fn bare(authorization: &str) -> &str {
@@ -92,5 +90,95 @@ fn bare(authorization: &str) -> &str {
     match authorization.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => authorization,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        caller::Caller,
+        node::testing::Bench,
+        operations::accounts::{self, testing::Phone},
+        proto::skiserver::LogoutRequest,
+    };
+
+    fn with(authorization: &str) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", authorization.parse().unwrap());
+        metadata
+    }
+
+    #[tokio::test]
+    async fn a_token_is_taken_with_or_without_its_scheme() {
+        let bench = Bench::start().await;
+        let phone = Phone::new(&bench, "alice", "phone").await;
+        let token = &phone.answer.auth;
+
+        for spelling in [
+            format!("Bearer {token}"),
+            format!("bearer  {token} "),
+            token.clone(),
+        ] {
+            let known = device(&bench, &with(&spelling)).await.unwrap();
+            assert_eq!(*known.address, *phone.address, "{spelling}");
+        }
+        let strange = [
+            MetadataMap::new(),
+            with(""),
+            with("Bearer"),
+            with(&format!("Basic {token}")),
+            with(&format!("Bearer {token}x")),
+            with(&"x".repeat(10_000)),
+        ];
+        for metadata in strange {
+            let refused = device(&bench, &metadata).await;
+            assert!(matches!(refused, Err(Error::Unauthenticated(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_remembered_token_ends_with_its_device_and_with_its_time() {
+        let bench = Bench::start().await;
+        let phone = Phone::new(&bench, "alice", "phone").await;
+        let tablet = Phone::new(&bench, "alice", "tablet").await;
+        let (phones, tablets) = (with(&phone.answer.auth), with(&tablet.answer.auth));
+        let known = device(&bench, &phones).await.unwrap();
+        device(&bench, &tablets).await.unwrap();
+
+        let request = LogoutRequest {
+            user_address: Some(phone.address.to_proto()),
+        };
+        let caller = Caller::Device(Box::new(known));
+        accounts::logout(&bench, &caller, request).await.unwrap();
+
+        let refused = device(&bench, &phones).await;
+        assert!(matches!(refused, Err(Error::Unauthenticated(_))));
+        device(&bench, &tablets).await.unwrap();
+        bench.clock.turn(31 * 86_400_000);
+        let refused = device(&bench, &tablets).await;
+        assert!(matches!(refused, Err(Error::Unauthenticated(_))));
+    }
+
+    #[tokio::test]
+    async fn a_known_device_is_remembered() {
+        let bench = Bench::start().await;
+        let phone = Phone::new(&bench, "alice", "phone").await;
+        let metadata = with(&phone.answer.auth);
+        device(&bench, &metadata).await.unwrap();
+        // Behind the node's back, so that nothing is told to forget.
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.execute("DELETE FROM tokens", []).await.unwrap();
+        tx.commit(Wake::default()).await.unwrap();
+
+        device(&bench, &metadata).await.unwrap();
+
+        let reopened = Wake {
+            reopened: true,
+            ..Wake::default()
+        };
+        bench.tokens.wake(&reopened);
+        let refused = device(&bench, &metadata).await;
+        assert!(matches!(refused, Err(Error::Unauthenticated(_))));
     }
 }

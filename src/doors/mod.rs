@@ -95,12 +95,21 @@ where
     let _place = match &caller {
         Caller::Peer(domain) => match node.budgets.enter(domain) {
             Some(place) => Some(place),
-            None => return Ok(reply::stamp(rpc, Err(Error::Busy("too many requests at once")))),
+            None => {
+                return Ok(reply::stamp(
+                    rpc,
+                    Err(Error::Busy("too many requests at once")),
+                ));
+            }
         },
         Caller::Device(_) | Caller::Nobody(_) => None,
     };
-    let task = node.tasks.spawn(operation(Arc::clone(node), caller, request.into_inner()));
-    let outcome = task.await.unwrap_or_else(|error| Err(Error::internal(error)));
+    let task = node
+        .tasks
+        .spawn(operation(Arc::clone(node), caller, request.into_inner()));
+    let outcome = task
+        .await
+        .unwrap_or_else(|error| Err(Error::internal(error)));
     metrics::histogram!("skiserver_call_seconds", "rpc" => rpc).record(started.elapsed());
     Ok(reply::stamp(rpc, outcome))
 }
@@ -112,20 +121,29 @@ async fn not_yet<Rq, Rs: Reply>(
     rpc: &'static str,
     request: Request<Rq>,
 ) -> Result<Response<Rs>, Status> {
-    serve(node, who, rpc, request, |_, _, _| std::future::ready(Err::<Rs, _>(Error::NotYet))).await
+    serve(node, who, rpc, request, |_, _, _| {
+        std::future::ready(Err::<Rs, _>(Error::NotYet))
+    })
+    .await
 }
 
 /// The caller, from what was verified.
 async fn identify<Rq>(node: &Node, who: Who, request: &Request<Rq>) -> Result<Caller> {
     match who {
         Who::Open => Ok(Caller::Nobody(remote(request))),
-        Who::User => auth::device(node, request.metadata()).await.map(|device| Caller::Device(Box::new(device))),
-        Who::Peer => certificate::domain(node, request.metadata(), request.extensions()).map(Caller::Peer),
+        Who::User => auth::device(node, request.metadata())
+            .await
+            .map(|device| Caller::Device(Box::new(device))),
+        Who::Peer => {
+            certificate::domain(node, request.metadata(), request.extensions()).map(Caller::Peer)
+        }
     }
 }
 
 /// The network address of the other end; unspecified if the connection did not tell, as in no real door.
 fn remote<Rq>(request: &Request<Rq>) -> IpAddr {
     let info = request.extensions().get::<listener::ConnectInfo>();
-    info.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |info| info.remote.ip().to_canonical())
+    info.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |info| {
+        info.remote.ip().to_canonical()
+    })
 }

@@ -8,7 +8,8 @@ use crate::{
     operations::{accounts, keys, messages},
     proto::{
         skiserver::{
-            e2ee_backup_service_server::E2eeBackupService, e2ee_unary_service_server::E2eeUnaryService, *,
+            e2ee_backup_service_server::E2eeBackupService,
+            e2ee_unary_service_server::E2eeUnaryService, *,
         },
         skissm::*,
     },

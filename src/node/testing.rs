@@ -9,19 +9,33 @@ use crate::{
     clock::Clock,
     config::Config,
     delivery::live::Live,
+    doors::auth::Tokens,
     gateways::CodeGateway,
     node::Node,
     passwords::Passwords,
     peers::Peers,
-    rates::Rates,
+    rates::{Budgets, Rates},
     signing::Signer,
-    store::{Store, StoreOptions},
+    store::{Store, StoreOptions, Wake, Wakes},
 };
 
 /// A node of `a.test`; its files go when this is dropped.
 pub(crate) struct Bench {
     pub(crate) node: Node,
     folder: tempfile::TempDir,
+}
+
+/// Commits reach caches and streams, as on a real node.
+struct Bell {
+    live: Arc<Live>,
+    tokens: Arc<Tokens>,
+}
+
+impl Wakes for Bell {
+    fn wake(&self, wake: Wake) {
+        self.tokens.wake(&wake);
+        self.live.wake(&wake);
+    }
 }
 
 impl std::ops::Deref for Bench {
@@ -70,8 +84,12 @@ impl Bench {
             codes: CodeGateway::new(&config).unwrap(),
             passwords: Passwords::new(&limits).unwrap(),
             rates: Rates::new(&limits),
+            budgets: Budgets::new(limits.requests_per_peer_max),
+            tokens: Arc::default(),
             live: Arc::new(Live::new(limits.streams_max)),
-            peers: Arc::new(Peers {}),
+            peers: Arc::new(Peers::over(Arc::new(NoWire), &clock, &limits)),
+            budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
+            tokens: Arc::default(),
             stop: CancellationToken::new(),
             home,
             config,
@@ -81,6 +99,10 @@ impl Bench {
             signer,
             tasks,
         };
+        node.store.on_commit(Arc::new(Bell {
+            live: Arc::clone(&node.live),
+            tokens: Arc::clone(&node.tokens),
+        }));
         Self { node, folder }
     }
 
@@ -92,5 +114,30 @@ impl Bench {
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
             .find(|line| line["authenticator"] == authenticator)
             .map(|line| line["code"].as_str().unwrap().to_owned())
+    }
+}
+
+/// No other domain can be reached.
+struct NoWire;
+
+impl crate::peers::wire::Wire for NoWire {
+    fn may_talk(&self, _: &crate::address::Domain) -> bool {
+        true
+    }
+
+    fn call<'a>(
+        &'a self,
+        _: &'a crate::address::Domain,
+        _: &'a str,
+        _: bytes::Bytes,
+        _: std::time::Duration,
+    ) -> futures_util::future::BoxFuture<'a, Result<bytes::Bytes, crate::peers::wire::PeerError>>
+    {
+        let silent = crate::peers::wire::PeerError::Silent("there is no wire".to_owned());
+        Box::pin(std::future::ready(Err(silent)))
+    }
+
+    fn tidy(&self, _: CancellationToken) -> futures_util::future::BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod accounts;
 pub mod invitations;
+pub mod keys;
 pub mod members;
 pub mod messages;

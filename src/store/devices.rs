@@ -176,7 +176,6 @@ pub async fn delete(
     Ok(())
 }
 
-
 /// What Login compares with.
 pub async fn credentials(
     store: &Store,

@@ -37,6 +37,7 @@ pub mod invitations;
 pub mod keys;
 pub mod mailbox;
 pub mod outbox;
+pub mod peers;
 pub mod retention;
 pub mod server_keys;
 pub mod sessions;

@@ -42,7 +42,10 @@ impl E2eeBidiService for StreamDoor {
                 return Err(reply::unavailable("try again"));
             }
         };
-        let seat = node.live.sit(device.key).map_err(|_| reply::unavailable("too many streams"))?;
+        let seat = node
+            .live
+            .sit(device.key)
+            .map_err(|_| reply::unavailable("too many streams"))?;
         let (out, messages) = mpsc::channel(AHEAD_MAX);
         let session = session::Session::new(Arc::clone(node), device, seat, out);
         node.tasks.spawn(session.run(request.into_inner()));

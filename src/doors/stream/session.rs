@@ -14,7 +14,9 @@ use crate::{
     node::Node,
     operations::messages::MessageId,
     payload,
-    proto::skissm::{AcquireSyncMsg, ProtoMsg, ProtoMsgTag, ServerHeartbeatMsg, proto_msg::Payload},
+    proto::skissm::{
+        AcquireSyncMsg, ProtoMsg, ProtoMsgTag, ServerHeartbeatMsg, proto_msg::Payload,
+    },
     reply,
     store::mailbox::{self, Waiting},
 };
@@ -74,7 +76,10 @@ impl Session {
     ) -> Self {
         let now = node.clock.now_ms();
         Self {
-            window: Window::new(node.limits.stream_window_max, node.limits.stream_window_seconds),
+            window: Window::new(
+                node.limits.stream_window_max,
+                node.limits.stream_window_seconds,
+            ),
             beat_at: now + i64::from(node.limits.heartbeat_seconds) * 1_000,
             node,
             device,
@@ -148,7 +153,11 @@ impl Session {
         if !self.started && now >= self.start_at() {
             self.start().await?;
         }
-        while self.started && self.buffer.is_empty() && self.window.has_room() && self.read_page().await? {}
+        while self.started
+            && self.buffer.is_empty()
+            && self.window.has_room()
+            && self.read_page().await?
+        {}
         Ok(())
     }
 
@@ -174,21 +183,29 @@ impl Session {
             self.position = last.msg_t;
         }
         let careful = self.careful;
-        self.buffer = page.into_iter().filter(|m| !(careful && is_harmful_twice(m))).collect();
+        self.buffer = page
+            .into_iter()
+            .filter(|m| !(careful && is_harmful_twice(m)))
+            .collect();
         Ok(true)
     }
 
     /// The earliest time at which delivery may start.
     fn start_at(&self) -> i64 {
         let limits = &self.node.limits;
-        let wait_ms = if self.sync.is_some() { limits.stream_settle_ms } else { limits.stream_sync_wait_ms };
+        let wait_ms = if self.sync.is_some() {
+            limits.stream_settle_ms
+        } else {
+            limits.stream_sync_wait_ms
+        };
         self.opened_at + i64::from(wait_ms)
     }
 
     /// Starts after the client's tag, or with the oldest message. Waits for consume calls under way: a client
     /// that comes back first repeats those it stored.
     async fn start(&mut self) -> Result<()> {
-        let _ = tokio::time::timeout(CONSUMING_PATIENCE, self.node.live.consumed(self.device.key)).await;
+        let _ = tokio::time::timeout(CONSUMING_PATIENCE, self.node.live.consumed(self.device.key))
+            .await;
         self.careful = self.sync.is_none();
         self.position = match self.sync.take() {
             Some(sync) => self.position_of(&sync).await?,
@@ -202,12 +219,20 @@ impl Session {
 
     /// The place that a tag names; 0 if it is absent or newer than anything ever queued.
     async fn position_of(&self, sync: &AcquireSyncMsg) -> Result<i64> {
-        let Some(tag) = sync.last_proto_msg_tag.as_ref().filter(|tag| !tag.proto_msg_id.is_empty()) else {
+        let Some(tag) = sync
+            .last_proto_msg_tag
+            .as_ref()
+            .filter(|tag| !tag.proto_msg_id.is_empty())
+        else {
             return Ok(0);
         };
         let msg_t = MessageId::parse(&tag.proto_msg_id).map_or(tag.proto_msg_t, |id| id.msg_t);
         let newest = mailbox::newest(&self.node.store, self.device.key).await?;
-        Ok(if (1..=newest).contains(&msg_t) { msg_t } else { 0 })
+        Ok(if (1..=newest).contains(&msg_t) {
+            msg_t
+        } else {
+            0
+        })
     }
 
     async fn hear(&mut self, message: ProtoMsg) -> Next {
@@ -244,7 +269,9 @@ impl Session {
     fn take_news(&mut self) {
         self.more = true;
         match self.seat.consumed() {
-            Some(consumed) => consumed.into_iter().for_each(|msg_t| self.window.consumed(msg_t)),
+            Some(consumed) => consumed
+                .into_iter()
+                .for_each(|msg_t| self.window.consumed(msg_t)),
             None => self.window.clear(),
         }
         if self.received_at.is_none() && self.window.has_received() {
@@ -254,14 +281,18 @@ impl Session {
 
     /// Hands the next message to the transport: tag, receiver and signature are made now.
     fn send(&mut self, permit: mpsc::OwnedPermit<Result<ProtoMsg, Status>>) {
-        let Some(waiting) = self.buffer.pop_front() else { return };
+        let Some(waiting) = self.buffer.pop_front() else {
+            return;
+        };
         match self.sealed(&waiting) {
             Ok(message) => {
                 self.window.sent(waiting.msg_t, self.node.clock.now_ms());
                 metrics::counter!("skiserver_messages_delivered_total").increment(1);
                 permit.send(Ok(message));
             }
-            Err(error) => tracing::error!(%error, device = %*self.device.address, "a stored message can't be sent"),
+            Err(error) => {
+                tracing::error!(%error, device = %*self.device.address, "a stored message can't be sent")
+            }
         }
     }
 
@@ -278,7 +309,9 @@ impl Session {
         });
         message.to = Some(self.device.address.to_proto());
         if self.node.config.keys.sign_messages {
-            self.node.signer.sign_message(self.device.signing_key_id, &mut message)?;
+            self.node
+                .signer
+                .sign_message(self.device.signing_key_id, &mut message)?;
         }
         Ok(message)
     }
@@ -286,7 +319,13 @@ impl Session {
     fn next_timer(&self) -> i64 {
         let start = (!self.started).then(|| self.start_at());
         let retry = (self.retry_at > self.node.clock.now_ms()).then_some(self.retry_at);
-        let timers = [start, retry, self.received_at, self.window.next_age_at(), self.silent_at()];
+        let timers = [
+            start,
+            retry,
+            self.received_at,
+            self.window.next_age_at(),
+            self.silent_at(),
+        ];
         let earliest = timers.into_iter().flatten().min().unwrap_or(i64::MAX);
         earliest.min(self.beat_at).min(self.device.token_expires_at)
     }

@@ -40,7 +40,9 @@ impl Window {
 
     /// A message was consumed: it leaves, and what was sent before it is known to be received.
     pub(super) fn consumed(&mut self, msg_t: i64) {
-        let was_sent = self.open.remove(&msg_t).is_some() | self.aged.remove(&msg_t) | self.received.remove(&msg_t);
+        let was_sent = self.open.remove(&msg_t).is_some()
+            | self.aged.remove(&msg_t)
+            | self.received.remove(&msg_t);
         if !was_sent {
             return;
         }
@@ -61,7 +63,12 @@ impl Window {
     /// Lets go of what was sent long ago.
     pub(super) fn age(&mut self, now: i64) {
         let patience = self.patience_ms;
-        let old: Vec<i64> = self.open.iter().filter(|(_, at)| **at + patience <= now).map(|(t, _)| *t).collect();
+        let old: Vec<i64> = self
+            .open
+            .iter()
+            .filter(|(_, at)| **at + patience <= now)
+            .map(|(t, _)| *t)
+            .collect();
         for msg_t in old {
             self.open.remove(&msg_t);
             self.aged.insert(msg_t);

@@ -25,6 +25,8 @@ mod device;
 mod login;
 mod register;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use codes::acquire_code;
@@ -50,7 +52,6 @@ pub async fn ask_user_id(
 }
 
 /// Name and time of this node.
-#[expect(clippy::unused_async, reason = "operations have one shape")]
 pub async fn server_info(
     node: &Node,
     _caller: &Caller,

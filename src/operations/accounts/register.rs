@@ -266,7 +266,7 @@ async fn announce(
 async fn befriend(
     node: &Node,
     tx: &mut Tx,
-    invited: &User,
+    guest: &User,
     device: &Local<DeviceAddress>,
     inviter: &User,
 ) -> Result<Wake> {
@@ -274,20 +274,20 @@ async fn befriend(
     let inviter_address = node.home.user(&inviter.user_id)?;
     let sides = [
         Side {
-            user_key: invited.key,
+            user_key: guest.key,
             friend: &inviter_address,
             nickname: &inviter.user_name,
         },
         Side {
             user_key: inviter.key,
             friend: &device.user,
-            nickname: &invited.user_name,
+            nickname: &guest.user_name,
         },
     ];
     for side in &sides {
         friends::befriend(tx, side, now).await?;
     }
-    let from = device.to_proto_named(&invited.user_name);
+    let from = device.to_proto_named(&guest.user_name);
     let event = node.clock.id();
     let letter = Letter {
         from: Some(from.clone()),
@@ -295,13 +295,13 @@ async fn befriend(
             modified_date: now,
             msg_id: event.clone(),
             user_address: Some(from),
-            user_name: invited.user_name.clone(),
+            user_name: guest.user_name.clone(),
             op: FriendOp::Added.into(),
             friend: Some(FriendshipDto {
                 modified_date: now,
                 from_user: inviter_address.to_string(),
                 to_user: device.user.to_string(),
-                nickname: invited.user_name.clone(),
+                nickname: guest.user_name.clone(),
                 friend_status: FriendStatus::Friend.into(),
                 ..FriendshipDto::default()
             }),

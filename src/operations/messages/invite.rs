@@ -44,7 +44,10 @@ impl Invite {
         };
         let count = message.pre_shared_input_list.len();
         if !(secrets..=SECRETS_WITH_OPK).contains(&count)
-            || message.pre_shared_input_list.iter().any(bytes::Bytes::is_empty)
+            || message
+                .pre_shared_input_list
+                .iter()
+                .any(bytes::Bytes::is_empty)
         {
             return Err(Error::Invalid("pre_shared_input_list"));
         }

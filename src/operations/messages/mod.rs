@@ -25,8 +25,8 @@ pub use invite::invite;
 pub use one_to_one::send_one_to_one;
 pub use submit::submit;
 
-/// How long a send waits for its rate bucket before it is refused.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call waits for its rate bucket before it is refused.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an invite waits for its accept, and an accept is remembered.
 const INVITE_DAYS: i64 = 40;

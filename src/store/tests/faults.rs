@@ -78,7 +78,7 @@ async fn an_error_at_commit_is_never_answered_as_success() {
     let fixture = Fixture::new().await;
     let bob = fixture.device("bob", "phone").await;
     let message = || Append {
-        once: once("message", 7),
+        once: Some(once("message", 7)),
         ..mail(&bob.address, "text")
     };
     fixture.told.take();

@@ -203,7 +203,7 @@ async fn a_full_mailbox_refuses_what_can_be_refused() {
     let from = |n: usize| {
         let mut append = mail(&bob.address, &format!("message {n}"));
         append.mail[0].sender = format!("sender{}@b.test/phone", n / 3);
-        append.once = once(&n.to_string(), 0);
+        append.once = Some(once(&n.to_string(), 0));
         append
     };
 

@@ -107,7 +107,7 @@ impl World {
     async fn send(&mut self, texts: Vec<(usize, u8, Option<u8>)>) {
         let (store, devices) = (&self.fixture.store, &self.devices);
         let writes = texts.iter().zip(0..).map(|((device, text, key), answer)| {
-            let once = key.and_then(|key| once(&key.to_string(), answer));
+            let once = key.map(|key| once(&key.to_string(), answer));
             let append = mail(&devices[*device].address, &text.to_string());
             store.append(Append { once, ..append })
         });

@@ -10,7 +10,7 @@ async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
     let fixture = Fixture::new().await;
     let bob = fixture.device("bob", "phone").await;
     let invite = |answer| Append {
-        once: once("invite", answer),
+        once: Some(once("invite", answer)),
         ..mail(&bob.address, "invite")
     };
 
@@ -30,14 +30,14 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
     fixture
         .store
         .append(Append {
-            once: once("old", 9),
+            once: Some(once("old", 9)),
             ..mail(&bob.address, "old")
         })
         .await
         .unwrap();
     let write = |name, answer| {
         fixture.store.append(Append {
-            once: once(name, answer),
+            once: Some(once(name, answer)),
             ..mail(&bob.address, name)
         })
     };
@@ -64,7 +64,7 @@ async fn a_refused_operation_may_be_tried_again() {
     let nobody = fixture.stranger("bob");
     let write = || {
         fixture.store.append(Append {
-            once: once("m", 1),
+            once: Some(once("m", 1)),
             ..mail(&nobody, "text")
         })
     };
@@ -84,7 +84,7 @@ async fn a_repeat_of_what_its_own_batch_refused_is_refused_too() {
     let nobody = fixture.stranger("bob");
     let write = || {
         fixture.store.append(Append {
-            once: once("m", 1),
+            once: Some(once("m", 1)),
             ..mail(&nobody, "text")
         })
     };
@@ -106,7 +106,7 @@ async fn many_keys_in_one_batch_are_told_apart() {
     let write = |n: i64| {
         let name = format!("key {}", n % 100);
         fixture.store.append(Append {
-            once: once(&name, n),
+            once: Some(once(&name, n)),
             ..mail(&bob.address, &name)
         })
     };

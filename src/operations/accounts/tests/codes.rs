@@ -173,3 +173,20 @@ async fn the_server_tells_its_name_and_time() {
     assert_eq!(heartbeat.hostname, "a.test");
     assert!((bench.clock.now_ms() - heartbeat.server_t).abs() < 60_000);
 }
+
+#[tokio::test]
+async fn the_answer_waits_for_no_gateway_and_hides_its_failure() {
+    // A listener that accepts nothing: the call hangs until it is given up.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let bench = Bench::start_with(|config| {
+        config.codes.delivery = crate::config::Delivery::Webhook;
+        config.codes.webhook = Some(crate::config::Webhook { url, bearer: None });
+    })
+    .await;
+
+    let answer = acquire(&bench, "alice@mail.test").await.unwrap();
+
+    assert_eq!(answer.ttl, 600);
+    assert_eq!(count(&bench, "SELECT COUNT(*) FROM auth_codes").await, 1);
+}

@@ -106,7 +106,7 @@ async fn a_device_that_failed_too_often_waits_and_others_do_not() {
 async fn a_suspended_user_is_told_so_only_for_the_right_password() {
     let bench = Bench::start().await;
     let phone = Phone::new(&bench, "alice", "phone").await;
-    super::register_more::suspend(&bench).await;
+    register_more::suspend(&bench).await;
     let address = phone.answer.address.clone();
 
     let refused = sign_in(&bench, address.clone(), &phone.answer.password).await;

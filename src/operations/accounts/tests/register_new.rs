@@ -153,10 +153,7 @@ async fn a_taken_id_is_a_conflict_in_any_letter_case_and_leaves_the_code_usable(
 
 #[tokio::test]
 async fn an_invitation_lets_one_in_and_makes_friends() {
-    let bench = Bench::start_with(|config| {
-        config.accounts.registration = Registration::Open;
-    })
-    .await;
+    let bench = Bench::start().await;
     let alice = Phone::new(&bench, "alice", "phone").await;
     let invitation = invitations::create(&bench, "alice").await.unwrap();
     assert!(invitation.starts_with("e2ee:alice@a.test;invite="));

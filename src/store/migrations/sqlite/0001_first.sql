@@ -166,7 +166,8 @@ CREATE TABLE outbox (
     refused_text TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX outbox_by_lane ON outbox (domain, lane, place);
-CREATE INDEX outbox_by_age ON outbox (created_at);
+CREATE INDEX outbox_by_end ON outbox (expires_at);
+CREATE INDEX outbox_by_notice ON outbox (late_told_at, created_at) WHERE sender <> '';
 CREATE INDEX outbox_refused ON outbox (refused_code) WHERE refused_code <> 0;
 
 CREATE TABLE peers (
