@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::{
     error::Error,
     limits::Limits,
-    peers::testing::{Call, Rig, outgoing, within},
+    peers::testing::{Call, Rig, outgoing, patient, within},
     store::{Append, Pair},
 };
 
@@ -108,7 +108,7 @@ async fn what_goes_with_a_request_is_on_disk_either_way() {
 async fn a_direct_request_is_stored_when_its_time_is_over() {
     let limits = Limits {
         fast_path_ms: 5,
-        ..Limits::default()
+        ..patient()
     };
     let rig = Rig::with(limits).await;
 
@@ -284,7 +284,7 @@ async fn a_domain_with_too_much_waiting_takes_no_more() {
     let limits = Limits {
         outbox_rows_max: 3,
         outbox_bytes_max: 30,
-        ..Limits::default()
+        ..patient()
     };
     let rig = Rig::with(limits).await;
     let _first = rig.relay(BOB, "1");

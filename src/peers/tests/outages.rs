@@ -5,7 +5,7 @@ use crate::{
     limits::Limits,
     peers::{
         notices::{Told, sweep},
-        testing::{Call, Rig, domain, outgoing},
+        testing::{Call, Rig, domain, outgoing, patient},
         wire::HEALTH,
     },
     proto::skiserver::{AcquireGroupMemberInfosRequest, AcquireGroupMemberInfosResponse},
@@ -99,7 +99,7 @@ async fn dead_domains_do_not_starve_a_healthy_one() {
     let limits = Limits {
         probes_max: 4,
         deliveries_max: 4,
-        ..Limits::default()
+        ..patient()
     };
     let rig = Rig::with(limits).await;
     for n in 0..1_000 {
