@@ -100,6 +100,8 @@ pub const PEER_JUDGED_MS: i64 = 60_000;
 pub const RETRY_FIRST_MS: i64 = 1_000;
 /// An outage is early for this long; pauses may grow longer after it.
 pub const RETRY_EARLY_MS: i64 = 3_600_000;
+/// A probe is one of the oldest requests of so many lanes.
+pub const PROBED_LANES_MAX: usize = 32;
 /// Calls for data under way to one peer that was silent when last asked.
 pub const ASKS_OF_SILENT_PEER_MAX: u32 = 4;
 /// A peer's own requests end its backoff this often at most: it may reach us while we can't reach it.
@@ -120,6 +122,22 @@ pub const OUTBOX_SWEEP_SECONDS: u64 = 5;
 pub const OUTBOX_BATCH_ROWS: u32 = 500;
 /// A sender whose messages are still late is told again after this time.
 pub const LATE_AGAIN_MS: i64 = 86_400_000;
+/// One sender may fill one part in so many of a mailbox.
+pub const MAILBOX_SHARES: i64 = 10;
+/// Free pages of the database file that are kept for the next messages: 16 MiB.
+pub const FREE_PAGES_KEPT: i64 = 4_096;
+/// The database is swept for what expired at this interval.
+pub const RETENTION_SECONDS: u64 = 60;
+/// Rows that one transaction of a sweep deletes.
+pub const RETENTION_BATCH_ROWS: u32 = 500;
+/// Transactions of one table in one sweep; what is left waits for the next.
+pub const RETENTION_BATCHES_MAX: u32 = 20;
+/// Devices whose mailboxes a sweep looks through at once.
+pub const RETENTION_DEVICES: u32 = 100;
+/// The newest tag of a removed device is kept so long, for the day it registers again.
+pub const REMOVED_DEVICES_DAYS: i64 = 400;
+/// Another domain's user may have this many times the devices of ours.
+pub const FOREIGN_DEVICES_FACTOR: usize = 4;
 
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]

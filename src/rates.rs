@@ -206,7 +206,10 @@ mod tests {
         fail();
         assert!(failures.check("alice", "wait").is_ok());
         fail();
-        assert!(matches!(failures.check("alice", "wait"), Err(Error::Throttled("wait"))));
+        assert!(matches!(
+            failures.check("alice", "wait"),
+            Err(Error::Throttled("wait"))
+        ));
         assert!(failures.check("bob", "wait").is_ok());
 
         let short = Failures::per(Duration::ZERO, 1);

@@ -162,12 +162,11 @@ fn transport(limits: &Limits) -> Server {
         .http2_keepalive_timeout(Some(beat))
 }
 
-/// Peers dial anew at an age, so that certificates are shown again; users' streams may stay for ever.
+/// Peers dial anew at an age, so that certificates are shown again; users' streams may stay for ever. Without a
+/// grace: tonic would cut connections then, instead of asking for a new one.
 fn peer_transport(limits: &Limits) -> Server {
     let age = Duration::from_mins(limits.connection_age_minutes.into());
-    transport(limits)
-        .max_connection_age(age)
-
+    transport(limits).max_connection_age(age)
 }
 
 impl Running {

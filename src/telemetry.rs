@@ -85,6 +85,21 @@ const METRICS: &[(&str, Kind, &str)] = &[
         "Age of the oldest request that waits",
     ),
     (
+        "skiserver_outbox_told_total",
+        Counter,
+        "Requests whose sender was told of their fate, by state",
+    ),
+    (
+        "skiserver_deliveries_total",
+        Counter,
+        "Attempts to deliver to other domains, by outcome",
+    ),
+    (
+        "skiserver_peers_silent",
+        Gauge,
+        "Domains that do not answer",
+    ),
+    (
         "skiserver_one_time_keys_issued_total",
         Counter,
         "One-time keys handed out, by kind of caller",
@@ -291,7 +306,7 @@ mod tests {
 
         let text = render();
 
-        let help = "# HELP skiserver_store_commit_seconds Time from";
+        let help = "# HELP skiserver_store_commit_seconds Time of a merged";
         for line in [
             "skiserver_info{version=",
             help,

@@ -5,7 +5,10 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::{Conn, Mail, Row, Store, Value, sql::many_rows};
-use crate::{error::Result, limits::Limits};
+use crate::{
+    error::Result,
+    limits::{Limits, MAILBOX_SHARES},
+};
 
 /// One message as the stream reads it.
 #[derive(Debug, Clone)]
@@ -184,9 +187,6 @@ pub(super) struct Room<'a> {
     stored_by: HashMap<(i64, &'a str), Load>,
 }
 
-/// One sender may fill this part of a mailbox.
-const SHARES: i64 = 10;
-
 #[derive(Clone, Copy, Default)]
 struct Load {
     rows: i64,
@@ -215,8 +215,8 @@ impl<'a> Room<'a> {
         Self {
             most,
             share: Load {
-                rows: (most.rows / SHARES).max(1),
-                bytes: (most.bytes / SHARES).max(1),
+                rows: (most.rows / MAILBOX_SHARES).max(1),
+                bytes: (most.bytes / MAILBOX_SHARES).max(1),
             },
             added: HashMap::new(),
             added_by: HashMap::new(),

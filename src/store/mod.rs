@@ -23,7 +23,7 @@ use crate::{
     address::Domain,
     clock::Clock,
     error::{Error, Result},
-    limits::Limits,
+    limits::{FREE_PAGES_KEPT, Limits},
 };
 
 mod append;
@@ -291,9 +291,6 @@ async fn migrate(conn: &mut Conn) -> Result<()> {
         other => Error::internal(other),
     })
 }
-
-/// Free pages that stay in the file for the next messages: 16 MiB.
-const FREE_PAGES_KEPT: i64 = 4_096;
 
 async fn maintain(conn: &mut Conn) -> Result<()> {
     let free = number(conn, "PRAGMA freelist_count", 0).await?;

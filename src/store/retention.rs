@@ -1,27 +1,22 @@
 //! What expires, in small batches: between two of them the writer serves everybody else. Requests that wait
-//! for a peer are not among it, because their senders are told.
+//! for a peer and what is known of peers are not among it: `peers` tells senders first.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{Store, Wake, mailbox};
-use crate::{clock::Clock, error::Result, limits::Limits, node::Node};
+use crate::{
+    clock::Clock,
+    error::Result,
+    limits::{
+        Limits, REMOVED_DEVICES_DAYS, RETENTION_BATCH_ROWS, RETENTION_BATCHES_MAX,
+        RETENTION_DEVICES, RETENTION_SECONDS,
+    },
+    node::Node,
+};
 
-const MINUTE: Duration = Duration::from_mins(1);
 const DAY_MS: i64 = 86_400_000;
-
-/// Rows of one transaction.
-const BATCH_ROWS: u32 = 500;
-/// Transactions of one table in one sweep; what is left waits for the next.
-const BATCHES_MAX: u32 = 20;
-/// Devices whose mailboxes are looked through at once.
-const DEVICES: u32 = 100;
-
-/// A removed device's newest tag is kept for the day it registers again.
-const REMOVED_DEVICE_DAYS: i64 = 400;
-/// A domain that nobody heard of for so long is forgotten.
-const PEER_DAYS: i64 = 90;
 
 /// A table with an end of life: its name, the days that rows outlive the time in them, and the statement that
 /// deletes at most `$2` rows whose time is `$1` or earlier.
@@ -31,7 +26,7 @@ struct Expiring {
     delete: &'static str,
 }
 
-const EXPIRING: [Expiring; 7] = [
+const EXPIRING: [Expiring; 6] = [
     Expiring {
         table: "done_once",
         days: 0,
@@ -65,18 +60,10 @@ const EXPIRING: [Expiring; 7] = [
     },
     Expiring {
         table: "removed_devices",
-        days: REMOVED_DEVICE_DAYS,
+        days: REMOVED_DEVICES_DAYS,
         delete: "DELETE FROM removed_devices WHERE (user_id, device_id) IN
             (SELECT user_id, device_id FROM removed_devices WHERE removed_at <= $1
              ORDER BY removed_at LIMIT $2)",
-    },
-    Expiring {
-        table: "peers",
-        days: PEER_DAYS,
-        delete: "DELETE FROM peers WHERE domain IN
-            (SELECT p.domain FROM peers p WHERE p.last_contact_at <= $1 AND p.failing_since <= $1
-               AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.domain = p.domain)
-             ORDER BY p.last_contact_at LIMIT $2)",
     },
 ];
 
@@ -91,7 +78,7 @@ pub async fn run(node: Arc<Node>) {
 
 async fn work(store: &Store, clock: &Clock, limits: &Limits, stop: &CancellationToken) {
     while stop
-        .run_until_cancelled(clock.sleep(MINUTE))
+        .run_until_cancelled(clock.sleep(Duration::from_secs(RETENTION_SECONDS)))
         .await
         .is_some()
     {
@@ -114,10 +101,10 @@ pub async fn sweep(store: &Store, now: i64, limits: &Limits) -> Result<()> {
 
 async fn expired(store: &Store, expiring: &Expiring, now: i64) -> Result<()> {
     let until = now - expiring.days * DAY_MS;
-    for _ in 0..BATCHES_MAX {
+    for _ in 0..RETENTION_BATCHES_MAX {
         let mut tx = store.begin().await?;
         let rows = tx
-            .execute(expiring.delete, [until.into(), BATCH_ROWS.into()])
+            .execute(expiring.delete, [until.into(), RETENTION_BATCH_ROWS.into()])
             .await?;
         if rows == 0 {
             break;
@@ -125,7 +112,7 @@ async fn expired(store: &Store, expiring: &Expiring, now: i64) -> Result<()> {
         tx.commit(Wake::default()).await?;
         metrics::counter!("skiserver_store_expired_total", "table" => expiring.table)
             .increment(rows);
-        if rows < u64::from(BATCH_ROWS) {
+        if rows < u64::from(RETENTION_BATCH_ROWS) {
             break;
         }
     }
@@ -134,15 +121,16 @@ async fn expired(store: &Store, expiring: &Expiring, now: i64) -> Result<()> {
 
 async fn old_mail(store: &Store, before: i64) -> Result<()> {
     let mut batches = 0;
-    while batches < BATCHES_MAX {
-        let values = [before.into(), DEVICES.into()];
+    while batches < RETENTION_BATCHES_MAX {
+        let values = [before.into(), RETENTION_DEVICES.into()];
         let devices = store.rows(DEVICES_WITH_OLD_MAIL, values).await?;
         if devices.is_empty() {
             break;
         }
         for device in &devices {
             let mut tx = store.begin().await?;
-            let rows = mailbox::expire(&mut tx, device.int(0)?, before, BATCH_ROWS).await?;
+            let rows =
+                mailbox::expire(&mut tx, device.int(0)?, before, RETENTION_BATCH_ROWS).await?;
             tx.commit(Wake::default()).await?;
             metrics::counter!("skiserver_mailbox_dropped_total", "why" => "expired")
                 .increment(u64::try_from(rows).unwrap_or(u64::MAX));
@@ -156,8 +144,8 @@ async fn old_mail(store: &Store, before: i64) -> Result<()> {
 mod tests {
     use super::*;
     use crate::store::{
-        Body, Value, outbox,
-        tests::{Fixture, TestDevice, mail, parcel},
+        Body, Value,
+        tests::{Fixture, TestDevice, mail},
     };
 
     const HOUR_MS: i64 = 3_600_000;
@@ -173,7 +161,7 @@ mod tests {
         let text = || Value::from(name);
         let hash = || Body::new(bytes::Bytes::copy_from_slice(name.as_bytes())).hash();
         let (device, at) = (device.key, Value::from(at));
-        let tables: [(&'static str, Vec<Value>); 7] = [
+        let tables: [(&'static str, Vec<Value>); 6] = [
             (
                 "INSERT INTO done_once (done_key, answer, expires_at) VALUES ($1, 0, $2)",
                 vec![hash().into(), at.clone()],
@@ -200,17 +188,13 @@ mod tests {
                 "INSERT INTO removed_devices (user_id, device_id, last_msg_t, removed_at) VALUES ($1, $1, 5, $2)",
                 vec![text(), at.clone()],
             ),
-            (
-                "INSERT INTO peers (domain, last_contact_at) VALUES ($1, $2)",
-                vec![text(), at.clone()],
-            ),
         ];
         for (sql, values) in tables {
             insert(fixture, sql, values).await;
         }
     }
 
-    async fn counts(fixture: &Fixture) -> [i64; 7] {
+    async fn counts(fixture: &Fixture) -> [i64; 6] {
         [
             fixture.number("SELECT COUNT(*) FROM done_once").await,
             fixture.number("SELECT COUNT(*) FROM invites").await,
@@ -218,7 +202,6 @@ mod tests {
             fixture.number("SELECT COUNT(*) FROM invitations").await,
             fixture.number("SELECT COUNT(*) FROM tokens").await,
             fixture.number("SELECT COUNT(*) FROM removed_devices").await,
-            fixture.number("SELECT COUNT(*) FROM peers").await,
         ]
     }
 
@@ -236,47 +219,17 @@ mod tests {
             counts(&fixture).await
         };
 
-        assert_eq!(sweep(-1).await, [2; 7]);
-        assert_eq!(sweep(0).await, [1, 1, 1, 1, 1, 2, 2]);
-        assert_eq!(sweep(PEER_DAYS * DAY_MS).await, [0, 0, 0, 0, 0, 2, 1]);
-        assert_eq!(
-            sweep(REMOVED_DEVICE_DAYS * DAY_MS).await,
-            [0, 0, 0, 0, 0, 1, 0]
-        );
-    }
-
-    #[tokio::test]
-    async fn a_silent_domain_is_kept_while_something_waits_for_it_or_is_tried() {
-        let fixture = Fixture::new().await;
-        let peer = "INSERT INTO peers (domain, last_contact_at, failing_since) VALUES ($1, 0, $2)";
-        for (domain, failing_since) in [("b.test", 0), ("c.test", 0), ("d.test", 1_000 * DAY_MS)] {
-            insert(&fixture, peer, vec![domain.into(), failing_since.into()]).await;
-        }
-        fixture
-            .store
-            .append(parcel(1, "b.test", "waiting"))
-            .await
-            .unwrap();
-
-        sweep(&fixture.store, 1_001 * DAY_MS, fixture.store.limits())
-            .await
-            .unwrap();
-
-        let kept = fixture
-            .store
-            .rows("SELECT domain FROM peers ORDER BY domain", [])
-            .await
-            .unwrap();
-        let kept: Vec<String> = kept.iter().map(|row| row.text(0).unwrap()).collect();
-        assert_eq!(kept, ["b.test", "d.test"]);
-        let waiting = outbox::places(&fixture.store, 0, 10).await.unwrap();
-        assert_eq!(waiting.len(), 1, "requests are not swept");
+        assert_eq!(sweep(-1).await, [2; 6]);
+        assert_eq!(sweep(0).await, [1, 1, 1, 1, 1, 2]);
+        assert_eq!(sweep(HOUR_MS).await, [0, 0, 0, 0, 0, 2]);
+        let kept = REMOVED_DEVICES_DAYS * DAY_MS;
+        assert_eq!(sweep(kept).await, [0, 0, 0, 0, 0, 1]);
     }
 
     #[tokio::test]
     async fn a_sweep_is_bounded_and_the_next_goes_on() {
         let fixture = Fixture::new().await;
-        let bound = i64::from(BATCH_ROWS * BATCHES_MAX);
+        let bound = i64::from(RETENTION_BATCH_ROWS * RETENTION_BATCHES_MAX);
         let many = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
             INSERT INTO auth_codes (authenticator, code_hash, expires_at) SELECT 'a' || i, $2, i FROM n";
         insert(

@@ -291,7 +291,7 @@ impl Session {
                 permit.send(Ok(message));
             }
             Err(error) => {
-                tracing::error!(%error, device = %*self.device.address, "a stored message can't be sent")
+                tracing::error!(%error, device = %*self.device.address, "a stored message can't be sent");
             }
         }
     }

@@ -7,12 +7,10 @@ use super::Asked;
 use crate::{
     address::{DeviceAddress, Remote, UserAddress},
     error::{Error, Result},
+    limits::FOREIGN_DEVICES_FACTOR,
     packs,
     proto::skissm::{GetPreKeyBundleResponse, PreKeyBundle},
 };
-
-/// Another domain may allow more devices than we do, but not without end.
-const DEVICES_FACTOR: usize = 4;
 
 /// The bundles of an answer, in its order, each with the device that it is of: complete, of the user and device
 /// asked for, no device twice. Addresses come out in our spelling, and foreign signatures are gone.
@@ -27,7 +25,7 @@ pub(super) fn checked(
     if reply.user_id != asked.user.user_id {
         return Err(Error::Invalid("user_id"));
     }
-    if reply.pre_key_bundles.len() > devices_max.saturating_mul(DEVICES_FACTOR) {
+    if reply.pre_key_bundles.len() > devices_max.saturating_mul(FOREIGN_DEVICES_FACTOR) {
         return Err(Error::Invalid("number of bundles"));
     }
     let mut seen = HashSet::new();
