@@ -7,6 +7,8 @@ mod config_files;
 #[cfg(test)]
 mod contract_tables;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod doors;
 #[cfg(test)]
 mod keys;
@@ -15,4 +17,8 @@ mod lab;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
+mod peer_door;
+#[cfg(test)]
 mod sessions;
+#[cfg(test)]
+mod streams;
