@@ -100,6 +100,8 @@ pub const PEER_JUDGED_MS: i64 = 60_000;
 pub const RETRY_FIRST_MS: i64 = 1_000;
 /// An outage is early for this long; pauses may grow longer after it.
 pub const RETRY_EARLY_MS: i64 = 3_600_000;
+/// A probe is one of the oldest requests of so many lanes.
+pub const PROBED_LANES_MAX: usize = 32;
 /// Calls for data under way to one peer that was silent when last asked.
 pub const ASKS_OF_SILENT_PEER_MAX: u32 = 4;
 /// A peer's own requests end its backoff this often at most: it may reach us while we can't reach it.

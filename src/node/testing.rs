@@ -1,11 +1,13 @@
 //! A node without doors on a database of its own, for tests of operations.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    address::Home,
+    address::{Domain, Home},
     clock::Clock,
     config::Config,
     delivery::live::Live,
@@ -13,7 +15,10 @@ use crate::{
     gateways::CodeGateway,
     node::Node,
     passwords::Passwords,
-    peers::Peers,
+    peers::{
+        Peers,
+        wire::{PeerError, Wire},
+    },
     rates::{Budgets, Rates},
     signing::Signer,
     store::{Store, StoreOptions, Wake, Wakes},
@@ -28,6 +33,7 @@ pub(crate) struct Bench {
 /// Commits reach caches and streams, as on a real node.
 struct Bell {
     live: Arc<Live>,
+    peers: Arc<Peers>,
     tokens: Arc<Tokens>,
 }
 
@@ -35,6 +41,7 @@ impl Wakes for Bell {
     fn wake(&self, wake: Wake) {
         self.tokens.wake(&wake);
         self.live.wake(&wake);
+        self.peers.wake(&wake);
     }
 }
 
@@ -99,6 +106,7 @@ impl Bench {
         };
         node.store.on_commit(Arc::new(Bell {
             live: Arc::clone(&node.live),
+            peers: Arc::clone(&node.peers),
             tokens: Arc::clone(&node.tokens),
         }));
         Self { node, folder }
@@ -118,24 +126,23 @@ impl Bench {
 /// No other domain can be reached.
 struct NoWire;
 
-impl crate::peers::wire::Wire for NoWire {
-    fn may_talk(&self, _: &crate::address::Domain) -> bool {
+impl Wire for NoWire {
+    fn may_talk(&self, _: &Domain) -> bool {
         true
     }
 
     fn call<'a>(
         &'a self,
-        _: &'a crate::address::Domain,
+        _: &'a Domain,
         _: &'a str,
-        _: bytes::Bytes,
-        _: std::time::Duration,
-    ) -> futures_util::future::BoxFuture<'a, Result<bytes::Bytes, crate::peers::wire::PeerError>>
-    {
-        let silent = crate::peers::wire::PeerError::Silent("there is no wire".to_owned());
+        _: Bytes,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Bytes, PeerError>> {
+        let silent = PeerError::Silent("there is no wire".to_owned());
         Box::pin(std::future::ready(Err(silent)))
     }
 
-    fn tidy(&self, _: CancellationToken) -> futures_util::future::BoxFuture<'static, ()> {
+    fn tidy(&self, _: CancellationToken) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))
     }
 }

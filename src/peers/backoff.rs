@@ -3,7 +3,7 @@
 
 use crate::limits::{Limits, RETRY_EARLY_MS, RETRY_FIRST_MS};
 
-/// A row of failures of one lane or one domain.
+/// Failures of one lane or one domain, one after the other.
 #[derive(Debug, Clone)]
 pub(super) struct Backoff {
     /// Since when everything failed, Unix ms.
@@ -25,6 +25,15 @@ impl Backoff {
             retry_at: now + fastrand::i64(1..=ceiling),
             why: why.to_owned(),
             failures: failures.saturating_add(1),
+        }
+    }
+
+    /// The same, due at once and with short pauses again.
+    pub(super) fn hurried(self) -> Self {
+        Self {
+            retry_at: i64::MIN,
+            failures: 0,
+            ..self
         }
     }
 }

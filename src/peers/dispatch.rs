@@ -33,7 +33,7 @@ pub(super) enum Attempt {
     /// The peer is there but does not take it just now.
     PutOff(String),
     /// The domain is silent.
-    Silent(String),
+    Silent,
 }
 
 impl Peers {
@@ -73,7 +73,7 @@ impl Peers {
                         message,
                     });
                 }
-                Attempt::PutOff(_) | Attempt::Silent(_) => ticket.keep_for_row(),
+                Attempt::PutOff(_) | Attempt::Silent => ticket.keep_for_row(),
             }
         }
         with.parcels
@@ -130,13 +130,13 @@ impl Peers {
             },
             Ok(Err(_)) => Attempt::PutOff("its answer can't be read".to_owned()),
             Err(PeerError::Failed(why)) => Attempt::PutOff(why),
-            Err(PeerError::Silent(why)) => Attempt::Silent(why),
+            Err(PeerError::Silent(_)) => Attempt::Silent,
         };
         let outcome = match &attempt {
             Attempt::Done => "done",
             Attempt::Refused(..) => "refused",
             Attempt::PutOff(_) => "put_off",
-            Attempt::Silent(_) => "silent",
+            Attempt::Silent => "silent",
         };
         metrics::counter!("skiserver_deliveries_total", "outcome" => outcome).increment(1);
         attempt

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::backoff::Backoff;
-use crate::limits::{BARRIER_PATIENCE_MS, Limits};
+use crate::limits::{BARRIER_PATIENCE_MS, Limits, PROBED_LANES_MAX};
 
 /// What holds a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,25 +49,15 @@ enum Turn {
 struct Lane {
     waiting: BTreeMap<i64, Waiting>,
     is_under_way: bool,
+    /// Present while the peer puts the first request off.
     backoff: Option<Backoff>,
-    /// Since when the peer, alive, puts the first request off.
-    put_off_since: Option<i64>,
     turn: Option<Turn>,
-}
-
-/// Why a delivery is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Later {
-    /// The domain is silent.
-    Silent,
-    /// The domain is there, but puts this request off.
-    PutOff,
 }
 
 /// All lanes of one domain.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    lanes: HashMap<Arc<str>, Lane>,
+    by_name: HashMap<Arc<str>, Lane>,
     /// Every place, in order.
     order: BTreeMap<i64, Arc<str>>,
     /// Lanes whose first place may start, by that place.
@@ -110,19 +100,19 @@ impl Lanes {
 
     /// What delays a lane, if anything does.
     pub(super) fn backoff(&self, lane: &str) -> Option<&Backoff> {
-        self.lanes.get(lane)?.backoff.as_ref()
+        self.by_name.get(lane)?.backoff.as_ref()
     }
 
     /// Whether a request of this lane could be sent before it is stored: nothing of the lane waits or is under
     /// way, and no barrier waits.
     pub(super) fn is_free(&self, lane: &str, now: i64) -> bool {
-        lane != BARRIER && !self.lanes.contains_key(lane) && self.barrier(now, true).is_none()
+        lane != BARRIER && !self.by_name.contains_key(lane) && self.barrier(now, true).is_none()
     }
 
     /// Takes a place, or changes what holds it. A place that is on disk stays so.
     pub(super) fn hold(&mut self, lane: &str, place: i64, hold: Hold, bytes: i64) {
         let name = self.name(lane);
-        let entry = self.lanes.entry(Arc::clone(&name)).or_default();
+        let entry = self.by_name.entry(Arc::clone(&name)).or_default();
         let before = entry.waiting.get(&place).copied();
         if before.is_some_and(|w| w.hold.is_stored()) {
             return;
@@ -153,23 +143,23 @@ impl Lanes {
         }
     }
 
-    /// Takes the request that starts next, the oldest first. `is_alive` says that the domain answers.
-    pub(super) fn start(&mut self, now: i64, is_alive: bool) -> Option<(Arc<str>, i64)> {
+    /// Takes the request that starts next: the oldest of a domain that is proven to answer. To find out whether
+    /// it does, any of the oldest lanes will do, so that no single request can make a domain look silent.
+    pub(super) fn start(&mut self, now: i64, is_proven: bool) -> Option<(Arc<str>, i64)> {
         while let Some((at, _)) = self.delayed.first()
             && *at <= now
             && let Some((_, name)) = self.delayed.pop_first()
         {
-            if let Some(lane) = self.lanes.get_mut(&name)
+            if let Some(lane) = self.by_name.get_mut(&name)
                 && let Some((&place, _)) = lane.waiting.first_key_value()
             {
                 lane.turn = Some(Turn::Ready(place));
                 self.ready.insert((place, name));
             }
         }
-        let (place, name) = self.next(now, is_alive)?;
-        let lane = self.lanes.get_mut(&name)?;
-        let waiting = lane.waiting.get_mut(&place)?;
-        waiting.hold = Hold::UnderWay;
+        let (place, name) = self.next(now, is_proven)?;
+        let lane = self.by_name.get_mut(&name)?;
+        lane.waiting.get_mut(&place)?.hold = Hold::UnderWay;
         lane.is_under_way = true;
         self.called += 1;
         self.line_up(&name);
@@ -178,36 +168,28 @@ impl Lanes {
 
     /// Ends a delivery whose row is gone.
     pub(super) fn done(&mut self, lane: &str, place: i64) {
-        if let Some(entry) = self.lanes.get_mut(lane) {
+        if let Some(entry) = self.by_name.get_mut(lane) {
             entry.is_under_way = false;
             entry.backoff = None;
-            entry.put_off_since = None;
         }
         self.remove(lane, place);
     }
 
-    /// Ends a delivery that has to be tried again; its lane waits.
-    pub(super) fn later(
-        &mut self,
-        lane: &str,
-        place: i64,
-        reason: Later,
-        why: &str,
-        now: i64,
-        limits: &Limits,
-    ) {
-        let Some((name, _)) = self.lanes.get_key_value(lane) else {
-            return;
-        };
-        let name = Arc::clone(name);
-        let Some(entry) = self.lanes.get_mut(&name) else {
+    /// Ends a delivery that the peer put off: its lane waits.
+    pub(super) fn put_off(&mut self, lane: &str, place: i64, why: &str, now: i64, limits: &Limits) {
+        if let Some(lane) = self.by_name.get_mut(lane) {
+            lane.backoff = Some(Backoff::after(lane.backoff.take(), now, why, limits));
+        }
+        self.put_back(lane, place);
+    }
+
+    /// Ends a delivery that found nobody: its row stays.
+    pub(super) fn put_back(&mut self, lane: &str, place: i64) {
+        let name = self.name(lane);
+        let Some(entry) = self.by_name.get_mut(lane) else {
             return;
         };
         entry.is_under_way = false;
-        entry.backoff = Some(Backoff::after(entry.backoff.take(), now, why, limits));
-        if reason == Later::PutOff {
-            entry.put_off_since.get_or_insert(now);
-        }
         if let Some(waiting) = entry.waiting.get_mut(&place)
             && waiting.hold == Hold::UnderWay
         {
@@ -217,59 +199,73 @@ impl Lanes {
         self.line_up(&name);
     }
 
-    /// Lets every lane try again at once.
-    pub(super) fn clear_backoffs(&mut self) {
+    /// Lets every lane that is put off try again at once.
+    pub(super) fn hurry(&mut self) {
+        self.end_pauses(|backoff| backoff.map(Backoff::hurried));
+    }
+
+    /// Lets every lane begin anew, after an outage of the domain.
+    pub(super) fn forget_backoffs(&mut self) {
+        self.end_pauses(|_| None);
+    }
+
+    fn end_pauses(&mut self, change: impl Fn(Option<Backoff>) -> Option<Backoff>) {
         for (_, name) in std::mem::take(&mut self.delayed) {
-            if let Some(lane) = self.lanes.get_mut(&name) {
+            if let Some(lane) = self.by_name.get_mut(&name) {
                 lane.turn = None;
-                lane.backoff = None;
+                lane.backoff = change(lane.backoff.take());
                 self.line_up(&name);
             }
         }
     }
 
-    fn next(&self, now: i64, is_alive: bool) -> Option<(i64, Arc<str>)> {
-        let first = self.ready.first();
-        let Some(barrier) = self.barrier(now, is_alive) else {
-            return first.cloned();
+    fn next(&self, now: i64, is_proven: bool) -> Option<(i64, Arc<str>)> {
+        let barrier = self.barrier(now, is_proven);
+        let last = barrier.unwrap_or(i64::MAX);
+        let mut startable = self.ready.iter().take_while(|(place, _)| *place < last);
+        let first = if is_proven {
+            startable.next()
+        } else {
+            fastrand::choice(startable.take(PROBED_LANES_MAX).collect::<Vec<_>>())
         };
-        match first {
-            Some((place, _)) if *place < barrier => first.cloned(),
-            Some((place, _)) if *place == barrier && !self.is_held_back(barrier, now, is_alive) => {
-                first.cloned()
-            }
-            // An overdue lane may be ready with a place before the barrier only; everything else waits for it.
-            _ => None,
-        }
+        first.cloned().or_else(|| {
+            let at_barrier = self
+                .ready
+                .first()
+                .filter(|(place, _)| Some(*place) == barrier);
+            at_barrier
+                .filter(|_| !self.is_held_back(last, now, is_proven))
+                .cloned()
+        })
     }
 
     /// The place that nothing after it may pass.
-    fn barrier(&self, now: i64, is_alive: bool) -> Option<i64> {
-        let lane = self.lanes.get(BARRIER)?;
-        if is_alive && lane.is_overdue(now) {
+    fn barrier(&self, now: i64, is_proven: bool) -> Option<i64> {
+        let lane = self.by_name.get(BARRIER)?;
+        if is_proven && lane.is_overdue(now) {
             return None;
         }
         lane.waiting.keys().next().copied()
     }
 
     /// Whether anything before `barrier` has yet to end.
-    fn is_held_back(&self, barrier: i64, now: i64, is_alive: bool) -> bool {
+    fn is_held_back(&self, barrier: i64, now: i64, is_proven: bool) -> bool {
         let before = self.order.range(..barrier);
         let mut waits_for = before.filter(|(_, name)| {
-            let lane = self.lanes.get(*name);
-            !(is_alive && lane.is_some_and(|lane| lane.is_overdue(now)))
+            let lane = self.by_name.get(*name);
+            !(is_proven && lane.is_some_and(|lane| lane.is_overdue(now)))
         });
         waits_for.next().is_some()
     }
 
     fn held(&self, lane: &str, place: i64) -> Option<Hold> {
-        Some(self.lanes.get(lane)?.waiting.get(&place)?.hold)
+        Some(self.by_name.get(lane)?.waiting.get(&place)?.hold)
     }
 
     fn remove(&mut self, lane: &str, place: i64) -> bool {
         let name = self.name(lane);
         let Some(waiting) = self
-            .lanes
+            .by_name
             .get_mut(lane)
             .and_then(|l| l.waiting.remove(&place))
         else {
@@ -294,13 +290,13 @@ impl Lanes {
     }
 
     fn name(&self, lane: &str) -> Arc<str> {
-        let known = self.lanes.get_key_value(lane);
+        let known = self.by_name.get_key_value(lane);
         known.map_or_else(|| Arc::from(lane), |(name, _)| Arc::clone(name))
     }
 
     /// Puts a lane where its first place and its backoff want it; one without places goes.
     fn line_up(&mut self, name: &Arc<str>) {
-        let Some(lane) = self.lanes.get_mut(name) else {
+        let Some(lane) = self.by_name.get_mut(name) else {
             return;
         };
         match lane.turn.take() {
@@ -309,7 +305,7 @@ impl Lanes {
             None => false,
         };
         let Some((&place, first)) = lane.waiting.first_key_value() else {
-            self.lanes.remove(name);
+            self.by_name.remove(name);
             return;
         };
         if lane.is_under_way || first.hold != Hold::Stored {
@@ -327,7 +323,8 @@ impl Lanes {
 
 impl Lane {
     fn is_overdue(&self, now: i64) -> bool {
-        self.put_off_since
-            .is_some_and(|since| now - since >= BARRIER_PATIENCE_MS)
+        self.backoff
+            .as_ref()
+            .is_some_and(|b| now - b.since >= BARRIER_PATIENCE_MS)
     }
 }

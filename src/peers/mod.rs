@@ -126,7 +126,7 @@ pub struct Outgoing {
 pub struct Peers {
     wire: Arc<dyn Wire>,
     clock: Clock,
-    peers: Mutex<HashMap<Domain, Arc<Peer>>>,
+    by_domain: Mutex<HashMap<Domain, Arc<Peer>>>,
     last_place: AtomicI64,
     /// Domains whose lanes want a task.
     starts: Mutex<Vec<Arc<Peer>>>,
@@ -176,7 +176,7 @@ impl Peers {
         Self {
             wire,
             clock: clock.clone(),
-            peers: Mutex::default(),
+            by_domain: Mutex::default(),
             last_place: AtomicI64::new(0),
             starts: Mutex::default(),
             is_stale: AtomicBool::new(false),
@@ -216,7 +216,7 @@ impl Peers {
 
     /// The state of a domain, made when it is first needed.
     fn peer(&self, domain: &Domain) -> Arc<Peer> {
-        let mut peers = lock(&self.peers);
+        let mut peers = lock(&self.by_domain);
         if let Some(peer) = peers.get(domain) {
             return Arc::clone(peer);
         }
@@ -226,12 +226,12 @@ impl Peers {
     }
 
     fn all(&self) -> Vec<Arc<Peer>> {
-        lock(&self.peers).values().cloned().collect()
+        lock(&self.by_domain).values().cloned().collect()
     }
 
     /// Drops the state of domains that nobody uses. Others take theirs under the same lock.
     fn forget_idle(&self, now: i64) {
-        lock(&self.peers)
+        lock(&self.by_domain)
             .retain(|_, peer| Arc::strong_count(peer) > 1 || !peer.is_forgettable(now));
     }
 

@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{
     backoff::Backoff,
-    lanes::{Hold, Lanes, Later},
+    lanes::{Hold, Lanes},
 };
 use crate::{
     address::Domain,
@@ -55,6 +55,8 @@ pub(super) struct Peer {
     state: Mutex<State>,
     /// Told whenever something may start, or ended.
     pub(super) changed: Notify,
+    /// Whether anything was heard of the domain since it was silent, for deliveries that queue as probes.
+    heard: watch::Sender<bool>,
 }
 
 /// Why a request waits that nothing delays.
@@ -83,6 +85,7 @@ impl Peer {
             domain,
             state: Mutex::default(),
             changed: Notify::new(),
+            heard: watch::Sender::new(false),
         }
     }
 
@@ -154,18 +157,17 @@ impl Peer {
             return Next::Wait(Some(outage.retry_at));
         }
         // Whether the domain can be reached is tried with one request.
-        let is_alive = state.outage.is_none();
-        let is_proven = is_alive && state.heard == Heard::Answer;
+        let is_proven = state.outage.is_none() && state.heard == Heard::Answer;
         let room = if is_proven { window(limits) } else { 1 };
         if state.lanes.called() >= room {
             return Next::Wait(None);
         }
-        match state.lanes.start(now, is_alive) {
+        match state.lanes.start(now, is_proven) {
             Some((lane, place)) => Next::Deliver(Job {
                 peer: Arc::clone(self),
                 lane,
                 place,
-                is_probe: !is_alive || state.heard == Heard::Nothing,
+                is_probe: state.heard == Heard::Nothing,
                 started_at: now,
                 limits: Arc::clone(limits),
                 is_ended: false,
@@ -191,6 +193,11 @@ impl Peer {
         }
     }
 
+    /// Returns once anything is heard of the domain.
+    pub(super) async fn heard(&self) {
+        let _ = self.heard.subscribe().wait_for(|heard| *heard).await;
+    }
+
     /// The domain answered a call of ours, whatever it said.
     pub(super) fn answered(&self, now: i64) {
         let mut state = self.state();
@@ -199,7 +206,7 @@ impl Peer {
         state.contact_at = now;
         if state.outage.take().is_some() {
             tracing::info!(domain = %self.domain, "the domain answers again");
-            state.lanes.clear_backoffs();
+            state.lanes.forget_backoffs();
             state.is_news = true;
         }
         if is_past(state.noted_at, CONTACT_NOTED_EVERY_MS, now) {
@@ -207,6 +214,7 @@ impl Peer {
             state.is_news = true;
         }
         if std::mem::replace(&mut state.heard, Heard::Answer) != Heard::Answer {
+            self.heard.send_replace(true);
             self.changed.notify_one();
         }
     }
@@ -220,10 +228,10 @@ impl Peer {
             state.outage = None;
             state.cleared_at = now;
             state.is_news = true;
-            state.lanes.clear_backoffs();
+            state.lanes.forget_backoffs();
             self.changed.notify_one();
         } else if is_due {
-            state.lanes.clear_backoffs();
+            state.lanes.hurry();
             self.changed.notify_one();
         }
         if is_due {
@@ -232,6 +240,7 @@ impl Peer {
         }
         if state.outage.is_none() && state.heard == Heard::Nothing {
             state.heard = Heard::Contact;
+            self.heard.send_replace(true);
             self.changed.notify_one();
         }
     }
@@ -262,6 +271,7 @@ impl Peer {
         }
         state.outage = Some(Backoff::after(state.outage.take(), now, why, limits));
         state.heard = Heard::Nothing;
+        self.heard.send_replace(false);
         true
     }
 
@@ -325,6 +335,12 @@ impl Peer {
     /// Whether anything waits.
     pub(super) fn has_rows(&self) -> bool {
         self.state().lanes.rows() > 0
+    }
+
+    /// Whether a call of a lane is under way.
+    #[cfg(test)]
+    pub(super) fn is_called(&self) -> bool {
+        self.state().lanes.called() > 0
     }
 
     /// Whether nothing is heard of the domain, though it was asked.
@@ -404,25 +420,30 @@ impl Job {
         self.peer.state().lanes.done(&self.lane, self.place);
     }
 
-    /// The row stays, and its lane waits.
-    pub(super) fn later(mut self, reason: Later, why: &str, now: i64) {
+    /// The peer put the row off: its lane waits.
+    pub(super) fn put_off(mut self, why: &str, now: i64) {
         self.is_ended = true;
-        self.put_back(reason, why, now);
+        self.pause(why, now);
     }
 
-    fn put_back(&self, reason: Later, why: &str, now: i64) {
+    /// The domain is silent: the row stays where it is.
+    pub(super) fn put_back(mut self) {
+        self.is_ended = true;
+        self.peer.state().lanes.put_back(&self.lane, self.place);
+    }
+
+    fn pause(&self, why: &str, now: i64) {
         let mut state = self.peer.state();
-        let limits = &self.limits;
         state
             .lanes
-            .later(&self.lane, self.place, reason, why, now, limits);
+            .put_off(&self.lane, self.place, why, now, &self.limits);
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.is_ended {
-            self.put_back(Later::PutOff, "it was interrupted", self.started_at);
+            self.pause("it was interrupted", self.started_at);
         }
     }
 }

@@ -8,11 +8,11 @@ use futures_util::{
     stream::{self, FuturesUnordered},
 };
 use prost::Message as _;
+use tokio::sync::SemaphorePermit;
 
 use super::{
     HEALTH, Method, Peers,
     dispatch::Attempt,
-    lanes::Later,
     peer::{Job, Next, Peer},
 };
 use crate::{
@@ -145,12 +145,7 @@ async fn serve(node: Arc<Node>, peer: Arc<Peer>) {
 
 async fn deliver(node: &Node, job: Job) {
     let peers = &node.peers;
-    let gate = if job.is_probe {
-        &peers.probes
-    } else {
-        &peers.deliveries
-    };
-    let Ok(_permit) = gate.acquire().await else {
+    let Some(_permit) = admit(peers, &job).await else {
         return;
     };
     let row = match outbox::one(&node.store, job.place).await {
@@ -175,7 +170,7 @@ async fn deliver(node: &Node, job: Job) {
         Attempt::Done => node.store.answered(row.place).await,
         Attempt::Refused(code, text) => refuse(node, &row, method, code, &text).await,
         Attempt::PutOff(why) => return put_off(node, job, &why),
-        Attempt::Silent(why) => return job.later(Later::Silent, &why, node.clock.now_ms()),
+        Attempt::Silent => return job.put_back(),
     };
     match settled {
         Ok(()) => job.done(),
@@ -183,9 +178,21 @@ async fn deliver(node: &Node, job: Job) {
     }
 }
 
+/// Waits for a place among all deliveries. Probes have places of their own, so that silent domains, however
+/// many, take none of the others'; a domain that is heard of while its probe waits moves over.
+async fn admit<'a>(peers: &'a Peers, job: &Job) -> Option<SemaphorePermit<'a>> {
+    if job.is_probe {
+        tokio::select! {
+            permit = peers.probes.acquire() => return permit.ok(),
+            () = job.peer.heard() => {}
+        }
+    }
+    peers.deliveries.acquire().await.ok()
+}
+
 fn put_off(node: &Node, job: Job, why: &str) {
     tracing::debug!(domain = %job.peer.domain, why, "a request is tried again later");
-    job.later(Later::PutOff, why, node.clock.now_ms());
+    job.put_off(why, node.clock.now_ms());
 }
 
 /// Ends a row that its peer refused for good. A sender whose message met a device that is gone is told so in

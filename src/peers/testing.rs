@@ -45,6 +45,7 @@ certificate = "node.pem"
 key = "node.key"
 [codes]
 delivery = "file"
+file = { path = "codes.jsonl" }
 "#;
 
 /// One call on the wire, which waits for its answer.
@@ -261,6 +262,16 @@ impl Rig {
         call
     }
 
+    /// The next calls, which started side by side, in the order of what they say.
+    pub(super) async fn calls<const N: usize>(&self) -> [Call; N] {
+        let mut calls = Vec::new();
+        while calls.len() < N {
+            calls.push(self.call().await);
+        }
+        calls.sort_by(|a, b| a.says().cmp(b.says()));
+        calls.try_into().unwrap()
+    }
+
     /// A call that came already, if one did.
     pub(super) async fn pending_call(&self) -> Option<Call> {
         self.calls.lock().await.try_recv().ok()
@@ -322,14 +333,14 @@ impl Rig {
         within(wait).await;
     }
 
-    /// Waits until the lane backs off, and turns the clock to its next try.
+    /// Waits until nothing is under way and the lane backs off, and turns the clock to its next try.
     pub(super) async fn retry(&self, lane: &str) {
         let peer = self.node.peers.peer(&outgoing(lane, "").domain);
         let wait = async {
             loop {
                 let now = self.node.clock.now_ms();
                 let (why, retry_at) = peer.outlook(lane, now);
-                if why != super::peer::IN_TURN {
+                if !peer.is_called() && why != super::peer::IN_TURN {
                     self.node.clock.turn(retry_at - now);
                     return;
                 }

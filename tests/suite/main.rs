@@ -9,4 +9,6 @@ mod contract_tables;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 mod lab;

@@ -18,7 +18,7 @@ use crate::{
         },
     },
     signing::sha256,
-    store::{Append, Pair, devices, mailbox, tokens},
+    store::{Append, Pair, devices, mailbox, outbox, tokens},
 };
 
 pub(crate) const PACK: u32 = 0x0011_3101;
@@ -143,4 +143,15 @@ pub(crate) async fn pair(bench: &Bench, one: &DeviceAddress, other: &DeviceAddre
 pub(crate) async fn count(bench: &Bench, sql: &'static str) -> i64 {
     let row = bench.store.row(sql, []).await.unwrap().unwrap();
     row.int(0).unwrap()
+}
+
+/// What waits for other domains, in order: domain, lane and the encoded request.
+pub(crate) async fn outbox(bench: &Bench) -> Vec<(String, String, bytes::Bytes)> {
+    let mut waiting = Vec::new();
+    for place in outbox::places(&bench.store, 0, 100).await.unwrap() {
+        let stored = outbox::one(&bench.store, place.place).await.unwrap();
+        let stored = stored.unwrap();
+        waiting.push((stored.domain.to_string(), stored.lane, stored.body));
+    }
+    waiting
 }

@@ -23,7 +23,8 @@ fn bobs_tablet() -> DeviceAddress {
 
 /// A stored request of each method to Bob's tablet.
 fn requests(rig: &Rig) -> [(Method, Vec<u8>); 3] {
-    let to = Some(bobs_tablet().to_proto());
+    let tablet = bobs_tablet().to_proto();
+    let to = Some(tablet.clone());
     let send = SendOne2oneMsgRequest {
         msg: Some(E2eeMsg {
             to: to.clone(),
@@ -43,7 +44,7 @@ fn requests(rig: &Rig) -> [(Method, Vec<u8>); 3] {
             ..AcceptMsg::default()
         }),
     };
-    let accept = accept.submission(to.unwrap(), &rig.node.once("test", &[]), Vec::new());
+    let accept = accept.submission(tablet, &rig.node.once("test", &[]), Vec::new());
     [
         (Method::SendOne2oneMsg, send.encode_to_vec()),
         (Method::Invite, invite.encode_to_vec()),

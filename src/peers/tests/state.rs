@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     limits::{BARRIER_PATIENCE_MS, CONTACT_CLEARS_EVERY_MS, CONTACT_NOTED_EVERY_MS, Limits},
     peers::{
-        lanes::{Hold, Lanes, Later},
+        lanes::{Hold, Lanes},
         peer::{Next, Peer},
         testing::domain,
     },
@@ -107,11 +107,11 @@ fn a_lane_put_off_for_long_holds_back_no_barrier() {
     let limits = Limits::default();
     let mut lanes = stored(&[("full", 1), ("", 2), ("a", 3)]);
     assert_eq!(started(&mut lanes, NOW), [("full".to_owned(), 1)]);
-    lanes.later("full", 1, Later::PutOff, "code 503", NOW, &limits);
+    lanes.put_off("full", 1, "code 503", NOW, &limits);
 
     let soon = NOW + BARRIER_PATIENCE_MS - 1;
     assert_eq!(started(&mut lanes, soon), [("full".to_owned(), 1)]);
-    lanes.later("full", 1, Later::PutOff, "code 503", soon, &limits);
+    lanes.put_off("full", 1, "code 503", soon, &limits);
     let late = lanes.start(NOW + BARRIER_PATIENCE_MS, true);
 
     assert_eq!(late, Some((Arc::from(""), 2)));
@@ -121,16 +121,31 @@ fn a_lane_put_off_for_long_holds_back_no_barrier() {
 fn silence_of_the_domain_lets_no_barrier_pass_anything() {
     let limits = Limits::default();
     let mut lanes = stored(&[("a", 1), ("", 2)]);
-    let mut now = NOW;
+    assert_eq!(started(&mut lanes, NOW).len(), 1);
+    lanes.put_off("a", 1, "code 503", NOW, &limits);
+    let late = NOW + BARRIER_PATIENCE_MS * 10;
+
     for _ in 0..50 {
-        assert_eq!(lanes.start(now, false), Some((Arc::from("a"), 1)));
-        lanes.later("a", 1, Later::Silent, "silence", now, &limits);
-        now += BARRIER_PATIENCE_MS * 10;
+        assert_eq!(lanes.start(late, false), Some((Arc::from("a"), 1)));
+        lanes.put_back("a", 1);
+    }
+    lanes.forget_backoffs();
+
+    assert_eq!(started(&mut lanes, late), [("a".to_owned(), 1)]);
+}
+
+#[test]
+fn probes_try_one_lane_after_the_other() {
+    let mut lanes = stored(&[("a", 1), ("b", 2), ("c", 3), ("", 4), ("d", 5)]);
+    let mut probed = std::collections::BTreeSet::new();
+
+    while probed.len() < 3 {
+        let (lane, place) = lanes.start(NOW, false).unwrap();
+        lanes.put_back(&lane, place);
+        probed.insert(place);
     }
 
-    lanes.clear_backoffs();
-
-    assert_eq!(started(&mut lanes, now), [("a".to_owned(), 1)]);
+    assert_eq!(probed, [1, 2, 3].into());
 }
 
 #[test]
@@ -138,7 +153,7 @@ fn a_barrier_put_off_for_long_holds_back_nothing() {
     let limits = Limits::default();
     let mut lanes = stored(&[("", 1), ("a", 2)]);
     assert_eq!(started(&mut lanes, NOW), [(String::new(), 1)]);
-    lanes.later("", 1, Later::PutOff, "code 503", NOW, &limits);
+    lanes.put_off("", 1, "code 503", NOW, &limits);
     assert!(!lanes.is_free("b", NOW));
 
     let late = NOW + BARRIER_PATIENCE_MS;
@@ -195,17 +210,16 @@ fn a_domain_that_called_us_is_tried_among_the_healthy() {
 fn silence_met_by_many_calls_counts_once_and_an_answer_meanwhile_excuses_the_domain() {
     let limits = Limits::default();
     let peer = peer_with(1);
-    let (first, second, third) = (peer.begin(), peer.begin(), peer.begin());
+    let before = [peer.begin(), peer.begin()];
 
     peer.answered(NOW);
-    assert!(!peer.silent(first, true, "silence", NOW, &limits));
+    assert!(!peer.silent(before[0], true, "silence", NOW, &limits));
     assert!(!peer.is_silent());
-    let (fourth, fifth) = (peer.begin(), peer.begin());
-    assert!(peer.silent(fourth, true, "silence", NOW, &limits));
+    let after = [peer.begin(), peer.begin()];
+    assert!(peer.silent(after[0], true, "silence", NOW, &limits));
     let retry_at = peer.outlook("lane1", NOW).1;
-    assert!(peer.silent(fifth, true, "silence", NOW + 1, &limits));
-    assert!(!peer.silent(second, true, "silence", NOW, &limits));
-    assert!(!peer.silent(third, true, "silence", NOW, &limits));
+    assert!(peer.silent(after[1], true, "silence", NOW + 1, &limits));
+    assert!(!peer.silent(before[1], true, "silence", NOW, &limits));
 
     assert_eq!(peer.outlook("lane1", NOW).1, retry_at);
 }
@@ -241,6 +255,23 @@ fn a_domain_that_calls_us_but_is_out_of_reach_ends_its_backoff_seldom() {
     assert!(peer.is_silent());
     peer.contact(NOW + CONTACT_CLEARS_EVERY_MS);
     assert!(!peer.is_silent());
+}
+
+#[test]
+fn a_contact_hurries_lanes_that_are_put_off_but_does_not_excuse_them() {
+    let limits = Limits::default();
+    let mut lanes = stored(&[("full", 1), ("", 2)]);
+    let mut now = NOW;
+    for _ in 0..10 {
+        assert_eq!(lanes.start(now, true), Some((Arc::from("full"), 1)));
+        lanes.put_off("full", 1, "code 503", now, &limits);
+        lanes.hurry();
+        now += BARRIER_PATIENCE_MS / 10;
+    }
+
+    let after = started(&mut lanes, now);
+
+    assert_eq!(after, [("full".to_owned(), 1), (String::new(), 2)]);
 }
 
 #[test]

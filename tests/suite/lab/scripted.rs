@@ -32,7 +32,7 @@ pub(crate) use bundles::Target;
 pub(crate) use dial::Dialler;
 
 /// What the peer does with a request.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) enum Act {
     /// Answers 200.
     Grant,
@@ -250,6 +250,7 @@ impl Script {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a peer fails as it likes")]
 async fn perform(mut act: Act, cut: CancellationToken) -> Result<Response<Bytes>, Status> {
     while let Act::After(cue, then) = act {
         cue.cancelled().await;
@@ -266,7 +267,7 @@ async fn perform(mut act: Act, cut: CancellationToken) -> Result<Response<Bytes>
         Act::Grant | Act::After(..) => verdict(ResponseCode::Ok),
         Act::Refuse(code) => verdict(code),
         Act::Reply(bytes) => Ok(Response::new(bytes)),
-        Act::Fail(code) => Err(Status::from(std::io::Error::other(format!("{code:?}")))),
+        Act::Fail(code) => Err(Status::new(code, "as scripted")),
         Act::HangUp => {
             cut.cancel();
             std::future::pending().await

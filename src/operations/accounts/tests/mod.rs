@@ -18,6 +18,7 @@ use crate::{
 
 mod codes;
 mod device;
+mod federated;
 mod login;
 mod register_more;
 mod register_new;

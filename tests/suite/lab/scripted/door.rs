@@ -55,6 +55,10 @@ pub(super) fn pair(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKey
 }
 
 /// Listens and serves, on tasks of their own, until their runtime ends.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no node's task: it ends with its runtime"
+)]
 pub(super) async fn open(
     address: SocketAddr,
     tls: Arc<ServerConfig>,
@@ -72,6 +76,10 @@ pub(super) async fn open(
     tokio::spawn(routes.serve_with_incoming(ReceiverStream::new(connections)));
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no node's task: it ends with its runtime"
+)]
 async fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
