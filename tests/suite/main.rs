@@ -12,3 +12,7 @@ mod doors;
 mod keys;
 #[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod sessions;
