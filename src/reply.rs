@@ -94,6 +94,12 @@ impl Verdict {
 /// The code of a request that this domain refuses in the peer's place.
 pub const FORBIDDEN: i32 = ResponseCode::Forbidden as i32;
 
+/// Whether a peer's code is its last word: asking again never helps.
+pub fn is_final(code: i32) -> bool {
+    let msg = String::new();
+    matches!(Verdict { code, msg }.fate(), Fate::Final(..))
+}
+
 /// Whether a peer's final code says that the device or user does not exist.
 pub fn is_not_found(code: i32) -> bool {
     code == ResponseCode::NotFound as i32

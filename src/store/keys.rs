@@ -70,13 +70,31 @@ pub async fn bundle_devices(
     device_id: Option<&str>,
     except: Option<&str>,
 ) -> Result<Vec<DeviceKeys>> {
-    let values = [
+    let rows = store.rows(DEVICES, asked(user, device_id, except)).await?;
+    rows.iter().map(device_keys).collect()
+}
+
+/// The same inside a transaction, so that identity and one-time keys are of one registration.
+pub async fn bundle_devices_within(
+    tx: &mut Tx,
+    user: &Local<UserAddress>,
+    device_id: Option<&str>,
+    except: Option<&str>,
+) -> Result<Vec<DeviceKeys>> {
+    let rows = tx.rows(DEVICES, asked(user, device_id, except)).await?;
+    rows.iter().map(device_keys).collect()
+}
+
+fn asked(
+    user: &Local<UserAddress>,
+    device_id: Option<&str>,
+    except: Option<&str>,
+) -> [super::Value; 3] {
+    [
         (&user.user_id).into(),
         device_id.unwrap_or_default().into(),
         except.unwrap_or_default().into(),
-    ];
-    let rows = store.rows(DEVICES, values).await?;
-    rows.iter().map(device_keys).collect()
+    ]
 }
 
 fn device_keys(row: &Row) -> Result<DeviceKeys> {

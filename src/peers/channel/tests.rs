@@ -362,7 +362,7 @@ async fn what_a_door_answers_instead_of_an_answer_is_told() {
         })
         .await;
 
-    let Err(PeerError::Transport(text)) = outcome else {
+    let Err(PeerError::Failed(text)) = outcome else {
         panic!("{outcome:?}");
     };
     assert!(text.starts_with("b.test: Unimplemented"), "{text}");

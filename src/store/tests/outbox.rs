@@ -76,7 +76,9 @@ async fn a_refused_request_stays_until_its_sender_was_told_but_is_not_sent_again
     tx.commit(Wake::default()).await.unwrap();
     let waiting = places(&fixture).await;
     let sent_again = outbox::one(&fixture.store, 1).await.unwrap();
-    let kept = fixture.number("SELECT COUNT(*) FROM outbox WHERE place = 1").await;
+    let kept = fixture
+        .number("SELECT COUNT(*) FROM outbox WHERE place = 1")
+        .await;
     let mut tx = fixture.store.begin().await.unwrap();
     outbox::delete(&mut tx, &[1]).await.unwrap();
     tx.commit(Wake::default()).await.unwrap();
