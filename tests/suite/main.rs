@@ -9,6 +9,8 @@ mod contract_tables;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod lab;
