@@ -275,6 +275,8 @@ impl Running {
             .spawn(Arc::clone(&self.identity).watch(node.stop.clone()));
         node.tasks
             .spawn(crate::store::retention::run(Arc::clone(node)));
+        node.tasks
+            .spawn(crate::telemetry::upkeep(node.stop.clone()));
         node.tasks.spawn(sweep_rates(Arc::clone(node)));
         crate::peers::start(node).await
     }

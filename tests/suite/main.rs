@@ -7,8 +7,20 @@ mod config_files;
 #[cfg(test)]
 mod contract_tables;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod doors;
+#[cfg(test)]
+mod federation;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod peer_door;
+#[cfg(test)]
+mod sessions;
+#[cfg(test)]
+mod streams;

@@ -46,6 +46,10 @@ impl E2eeBidiService for StreamDoor {
             .live
             .sit(device.key)
             .map_err(|_| reply::unavailable("too many streams"))?;
+        // Whoever ended the device before this stream had its seat could not end the stream.
+        if auth::device(node, request.metadata()).await.is_err() {
+            return Err(reply::unauthenticated("the token is no longer valid"));
+        }
         let (out, messages) = mpsc::channel(AHEAD_MAX);
         let session = session::Session::new(Arc::clone(node), device, seat, out);
         node.tasks.spawn(session.run(request.into_inner()));

@@ -251,18 +251,21 @@ impl Session {
         Next::Go
     }
 
-    /// Moves the start of a running stream. What it already sent is not sent again.
+    /// Moves the start of a running stream. What it already sent is not sent again; what the client has handled
+    /// meanwhile is not sent at all, though it was read ahead.
     fn move_to(&mut self, position: i64) {
-        if position > self.position {
-            self.position = position;
-            self.buffer.retain(|m| m.msg_t > position);
-            self.rewind = None;
-        } else if position < self.floor {
+        if position < self.floor {
             self.rewind = Some(Rewind {
                 position,
                 end: self.floor,
             });
             self.floor = position;
+            return;
+        }
+        self.buffer.retain(|m| m.msg_t > position);
+        self.position = self.position.max(position);
+        if let Some(rewind) = &mut self.rewind {
+            rewind.position = rewind.position.max(position);
         }
     }
 

@@ -99,25 +99,33 @@ async fn ours(
     except: Option<&str>,
 ) -> Result<Vec<PreKeyBundle>> {
     let device_id = asked.device_id.as_deref();
-    let keys = stored::bundle_devices(&node.store, &asked.user, device_id, except).await?;
-    let mut devices = Vec::with_capacity(keys.len());
-    for keys in keys {
-        devices.push((asked.user.device(&keys.device_id)?, keys));
+    let mut keys = stored::bundle_devices(&node.store, &asked.user, device_id, except).await?;
+    let mut takers = Vec::with_capacity(keys.len());
+    for keys in &keys {
+        let address = asked.user.device(&keys.device_id)?;
+        if may_take(node, caller, &address) {
+            takers.push((address, keys.device_key));
+        }
     }
-    let takers = devices
-        .iter()
-        .filter(|(address, _)| may_take(node, caller, address))
-        .collect();
-    let mut taken = take(node, caller, takers).await?;
-    let bundle = |(address, keys): (DeviceAddress, DeviceKeys)| PreKeyBundle {
-        user_address: Some(address.to_proto()),
-        e2ee_pack_id: keys.e2ee_pack_id,
-        identity_key_public: Some(keys.identity),
-        signed_pre_key_public: Some(keys.spk),
-        one_time_pre_key_public: taken.remove(&keys.device_key),
-        signature: None,
-    };
-    Ok(devices.into_iter().map(bundle).collect())
+    let mut taken = HashMap::new();
+    if !takers.is_empty() {
+        let mut tx = node.store.begin().await?;
+        // A device that registered anew meanwhile has other keys: all of a bundle is of one registration.
+        keys = stored::bundle_devices_within(&mut tx, &asked.user, device_id, except).await?;
+        taken = take(node, caller, tx, takers).await?;
+    }
+    let mut bundles = Vec::with_capacity(keys.len());
+    for keys in keys {
+        bundles.push(PreKeyBundle {
+            user_address: Some(asked.user.device(&keys.device_id)?.to_proto()),
+            e2ee_pack_id: keys.e2ee_pack_id,
+            identity_key_public: Some(keys.identity),
+            signed_pre_key_public: Some(keys.spk),
+            one_time_pre_key_public: taken.remove(&keys.device_key),
+            signature: None,
+        });
+    }
+    Ok(bundles)
 }
 
 /// Whether the caller may have one more key of this device within the hour.
@@ -145,17 +153,14 @@ fn kind(caller: &Caller) -> &'static str {
     }
 }
 
-/// Takes a one-time key of each device, all in one transaction.
+/// Takes a one-time key of each device, and ends the transaction.
 async fn take(
     node: &Node,
     caller: &Caller,
-    takers: Vec<&(DeviceAddress, DeviceKeys)>,
+    mut tx: Tx,
+    takers: Vec<(DeviceAddress, i64)>,
 ) -> Result<HashMap<i64, OneTimePreKeyPublic>> {
-    if takers.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let device_keys: Vec<i64> = takers.iter().map(|(_, keys)| keys.device_key).collect();
-    let mut tx = node.store.begin().await?;
+    let device_keys: Vec<i64> = takers.iter().map(|(_, key)| *key).collect();
     let taken = stored::take(&mut tx, &device_keys).await?;
     let missing = takers.len() - taken.len();
     metrics::counter!("skiserver_one_time_keys_missing_total").increment(missing as u64);
@@ -164,8 +169,8 @@ async fn take(
     }
     let mut wake = Wake::default();
     if node.config.keys.supply_opks {
-        for (address, keys) in takers {
-            wake.merge(ask_for_more(node, &mut tx, address, keys.device_key).await?);
+        for (address, device_key) in &takers {
+            wake.merge(ask_for_more(node, &mut tx, address, *device_key).await?);
         }
     }
     tx.commit(wake).await?;

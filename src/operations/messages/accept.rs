@@ -65,6 +65,10 @@ impl Accept {
         mut pairs: Vec<Pair>,
     ) -> Result<()> {
         if !contacts::invited(&node.store, &to, &self.from).await? {
+            // The invites of a device that is gone went with it.
+            if contacts::was_here(&node.store, &to).await? {
+                return Err(Error::NotFound("device"));
+            }
             metrics::counter!("skiserver_dropped_total", "why" => "accept_without_invite")
                 .increment(1);
             return Ok(());

@@ -9,15 +9,11 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
-use super::Lab;
+use super::{Lab, PATIENCE, refusals::within};
 
-/// Columns that any call may touch, because they only say who was seen when.
-const COLUMNS_OF_NO_MEANING: [&str; 4] = [
-    "active_at",
-    "last_contact_at",
-    "failing_since",
-    "last_error",
-];
+/// What any call may touch, because it only says who was seen when.
+const TABLE_OF_NO_MEANING: &str = "peers";
+const COLUMN_OF_NO_MEANING: &str = "active_at";
 
 /// Everything that the nodes of a lab have stored, table by table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +57,27 @@ impl Lab {
             .unwrap()
     }
 
+    /// Returns once a query answers this number: what a node does in its own time has happened.
+    pub(crate) async fn becomes(&self, domain: &str, sql: &'static str, number: i64) {
+        let come = async {
+            while self.number(domain, sql).await != number {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(PATIENCE, sql, come).await;
+    }
+
+    /// Turns the clock minute by minute until a query answers this number: what a node does now and then has
+    /// happened, and was not just under way when the clock was turned.
+    pub(crate) async fn becomes_in_time(&self, domain: &str, sql: &'static str, number: i64) {
+        let come = async {
+            while self.number(domain, sql).await != number {
+                self.clock.turn(60_000);
+            }
+        };
+        within(PATIENCE, sql, come).await;
+    }
+
     /// The texts that a query answers.
     pub(crate) async fn texts(&self, domain: &str, sql: &'static str) -> Vec<String> {
         let mut database = open(&self.database(domain)).await;
@@ -95,16 +112,17 @@ async fn open(database: &Path) -> SqliteConnection {
         .unwrap()
 }
 
+/// All tables but the one that only says which domain was seen when.
 async fn dump(domain: &str, database: &Path, into: &mut BTreeMap<String, Vec<String>>) {
     let mut database = open(database).await;
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
-         AND name NOT LIKE '%sqlx%' ORDER BY name",
+         AND name NOT LIKE '%sqlx%' AND name <> 'peers' ORDER BY name",
     )
     .fetch_all(&mut database)
     .await
     .unwrap();
-    for table in tables {
+    for table in tables.into_iter().filter(|t| t != TABLE_OF_NO_MEANING) {
         let query = AssertSqlSafe(format!("SELECT * FROM {table}"));
         let rows = sqlx::query(query).fetch_all(&mut database).await.unwrap();
         let mut rows: Vec<String> = rows.iter().map(line).collect();
@@ -115,7 +133,7 @@ async fn dump(domain: &str, database: &Path, into: &mut BTreeMap<String, Vec<Str
 
 fn line(row: &SqliteRow) -> String {
     let columns = row.columns().iter();
-    let meant = columns.filter(|column| !COLUMNS_OF_NO_MEANING.contains(&column.name()));
+    let meant = columns.filter(|column| column.name() != COLUMN_OF_NO_MEANING);
     let cells = meant.map(|column| {
         let raw = row.try_get_raw(column.ordinal()).unwrap();
         let value = match raw.type_info().name() {

@@ -73,6 +73,19 @@ impl OpenStream {
         }
     }
 
+    /// From here on tags may begin again further back: a client asked for what it had skipped.
+    pub(crate) fn goes_back(&mut self) {
+        self.order = verify::Order::default();
+    }
+
+    /// Asks for heartbeats and reads as many: what the node had to send at once comes before they are through.
+    pub(crate) async fn assert_idle(&mut self) {
+        for beat in 0..20 {
+            self.inbox.heartbeat(beat).await.unwrap();
+            self.next_heartbeat().await;
+        }
+    }
+
     /// Reads to the end, which must be an error, and answers it. Messages on the way are dropped.
     pub(crate) async fn ended(&mut self) -> Status {
         let what = format!("the end of the stream of {}", self.device.address());
