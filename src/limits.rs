@@ -139,6 +139,9 @@ pub const REMOVED_DEVICES_DAYS: i64 = 400;
 /// Another domain's user may have this many times the devices of ours.
 pub const FOREIGN_DEVICES_FACTOR: usize = 4;
 
+/// Connections that a draining node has nothing more to say on may stay open this long.
+pub const DRAIN_FLUSH_MS: u64 = 1_000;
+
 /// Bounds that an operator may change. Sizes are bytes, times are in the unit of the name.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]

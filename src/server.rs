@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Error, Result},
     identity::Identity,
-    limits::Limits,
+    limits::{self, Limits},
     node::Node,
     peers::{Peers, discovery::Discovery},
     proto::{
@@ -60,6 +60,8 @@ pub struct Running {
     discovery: Arc<Discovery>,
     kill: CancellationToken,
     doors: TaskTracker,
+    /// Ends when the connections of the TLS doors are closed.
+    served: TaskTracker,
 }
 
 /// Passes commits on to streams and senders.
@@ -138,6 +140,7 @@ pub async fn start(config: Config, options: StartOptions) -> Result<Running> {
         discovery,
         kill,
         doors,
+        served: TaskTracker::new(),
     };
     // Lanes know what waits before the first request could overtake it.
     running.start_workers().await?;
@@ -246,7 +249,7 @@ impl Running {
             stop.clone(),
             kill,
         );
-        self.doors.spawn(async move {
+        self.served.spawn(async move {
             if let Err(error) = routes
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await
@@ -309,13 +312,15 @@ impl Running {
         {
             tracing::warn!("calls were still under way at the end of the drain");
         }
+        // Answers and reasons are on their way; a connection closes once they are through.
+        self.served.close();
+        let flush = Duration::from_millis(limits::DRAIN_FLUSH_MS);
+        let _ = tokio::time::timeout(flush, self.served.wait()).await;
         self.kill.cancel();
         self.node.store.close().await;
         self.doors.close();
-        if tokio::time::timeout(grace, self.doors.wait())
-            .await
-            .is_err()
-        {
+        let closed = async { tokio::join!(self.doors.wait(), self.served.wait()) };
+        if tokio::time::timeout(grace, closed).await.is_err() {
             tracing::warn!("connections were still open at the end of the drain");
         }
     }

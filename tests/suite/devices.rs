@@ -12,7 +12,7 @@ use skiserver::{
 };
 use tonic::Code;
 
-use crate::lab::{Lab, OpenStream, Spoil, User, answer, assert_code, establish, refuses_each};
+use crate::lab::{Lab, Spoil, User, answer, assert_code, establish, refuses_each};
 
 use ResponseCode::{BadRequest, Forbidden, NotFound, Ok as Granted, Unauthorized};
 
@@ -297,7 +297,7 @@ async fn the_last_device_leaves_a_user_who_may_come_back() {
 
     let again = lab.second_device(&alice, "phone").await;
 
-    let mut stream = OpenStream::open(&again).await;
+    let mut stream = again.stream().await;
     bob.send(&again, "to the second").await;
     let received = stream.next_letter().await;
     assert!(received.tag.proto_msg_t > last.proto_msg_t, "tags go on");

@@ -149,12 +149,14 @@ async fn streams_of_two_devices_do_not_disturb_each_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_gets_its_messages_after_a_while() {
+async fn a_client_that_says_nothing_gets_its_messages_after_ten_seconds() {
     let lab = Lab::start(["a.test"]).await;
     let [alice, bob] = lab.users(["alice@a.test", "bob@a.test"]).await;
     send(&alice, &bob, 0..3).await;
 
     let mut stream = OpenStream::open(&bob).await;
+    stream.assert_idle().await;
+    lab.clock.turn(10_000);
 
     read(&mut stream, 0..3).await;
 }
@@ -339,6 +341,7 @@ async fn an_accept_known_to_be_received_comes_only_to_clients_that_ask() {
     bob.send(&alice, "1").await;
 
     let mut silent = OpenStream::open(&alice).await;
+    lab.clock.turn(10_000);
     read(&mut silent, 1..2).await;
     let mut asking = alice.stream().await;
 

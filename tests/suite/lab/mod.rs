@@ -304,7 +304,6 @@ pub(crate) fn real_limits() -> Limits {
 
 fn suit_slow_machines(limits: &mut Limits) {
     limits.stream_settle_ms = 5;
-    limits.stream_sync_wait_ms = 100;
     limits.transaction_ms = 5_000;
     limits.handshake_ms = 15_000;
     limits.argon2_memory_kib = 8;
