@@ -3,9 +3,15 @@
 #[cfg(test)]
 mod accounts;
 #[cfg(test)]
+mod certificates;
+#[cfg(test)]
 mod config_files;
 #[cfg(test)]
 mod contract_tables;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod discovery;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
@@ -16,5 +22,9 @@ mod keys;
 mod lab;
 #[cfg(test)]
 mod messages;
+#[cfg(test)]
+mod outbox;
+#[cfg(test)]
+mod processes;
 #[cfg(test)]
 mod sessions;
