@@ -3,11 +3,16 @@
 #[cfg(test)]
 mod accounts;
 #[cfg(test)]
+mod certificates;
+#[cfg(test)]
 mod config_files;
 #[cfg(test)]
 mod contract_tables;
 #[cfg(test)]
 mod devices;
+mod crash;
+#[cfg(test)]
+mod discovery;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
@@ -20,6 +25,9 @@ mod lab;
 mod messages;
 #[cfg(test)]
 mod peer_door;
+mod outbox;
+#[cfg(test)]
+mod processes;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]

@@ -29,6 +29,7 @@ use skiserver::{
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
+pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod refusals;
 pub(crate) mod scripted;
