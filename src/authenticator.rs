@@ -93,6 +93,7 @@ fn number(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     fn canonical(text: &str) -> Option<String> {
         Authenticator::parse(text).ok().map(|a| a.canonical)
@@ -170,12 +171,12 @@ mod tests {
 
     #[test]
     fn the_spelling_that_was_asked_for_is_kept_beside() {
-        let authenticator = Authenticator::parse(" Alice@Example.test ").unwrap();
+        let authenticator = Authenticator::parse(" Alice@Example.test ").must();
 
         assert_eq!(authenticator.asked(), "Alice@Example.test");
         assert_eq!(authenticator.mail_address(), Some("alice@example.test"));
         assert_eq!(
-            Authenticator::parse("+4930123456").unwrap().mail_address(),
+            Authenticator::parse("+4930123456").must().mail_address(),
             None
         );
     }

@@ -30,3 +30,5 @@ pub mod reply;
 pub mod server;
 pub mod signing;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

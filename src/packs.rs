@@ -166,6 +166,7 @@ fn kem_public(algorithm: u8) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::signing::{SigningKey as _, XEd25519};
+    use crate::testing::Must as _;
 
     /// What client libraries register with unless told otherwise.
     const DEFAULT: u32 = 0x0011_3101;
@@ -200,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_default_pack_takes_keys_of_its_own_lengths_only() {
-        let pack = Pack::parse(DEFAULT).unwrap();
+        let pack = Pack::parse(DEFAULT).must();
 
         assert!(
             check_public_keys(
@@ -234,7 +235,7 @@ mod tests {
 
     #[test]
     fn one_time_keys_need_ids_of_their_own() {
-        let pack = Pack::parse(DEFAULT).unwrap();
+        let pack = Pack::parse(DEFAULT).must();
 
         assert!(pack.check_one_time(&[]).is_ok());
         assert!(names(pack.check_one_time(&[opk(0, 1568)]), "opk_id"));
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn falcon_signatures_may_be_shorter_than_their_bound() {
-        let pack = Pack::parse(0x0021_3101).unwrap();
+        let pack = Pack::parse(0x0021_3101).must();
 
         assert!(pack.check_signed(&[], &spk(1568, 600)).is_ok());
         assert!(pack.check_signed(&[], &spk(1568, 752)).is_ok());
@@ -288,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_curve25519_signature_of_the_signed_pre_key_is_verified() {
-        let pack = Pack::parse(CLASSIC).unwrap();
+        let pack = Pack::parse(CLASSIC).must();
         let (key, other) = (XEd25519::generate(), XEd25519::generate());
         // A Kyber key is not 32 bytes long, so the signature of a message stands in for `sign`'s fingerprint.
         let public = vec![9; 1568];

@@ -101,6 +101,7 @@ fn digest(params: &Params, password: &[u8]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     fn cheap() -> Passwords {
         let limits = Limits {
@@ -109,7 +110,7 @@ mod tests {
             argon2_parallel_max: 1,
             ..Limits::default()
         };
-        Passwords::new(&limits).unwrap()
+        Passwords::new(&limits).must()
     }
 
     #[tokio::test]
@@ -117,7 +118,7 @@ mod tests {
         let passwords = cheap();
         let (ours, other) = (generate(), generate());
 
-        let hash = passwords.hash(&ours).await.unwrap();
+        let hash = passwords.hash(&ours).await.must();
 
         assert!(hash.starts_with("$argon2id$v=19$m=8,t=1,p=1$"), "{hash}");
         assert!(!hash.contains(ours.as_str()));
@@ -127,7 +128,7 @@ mod tests {
             (String::new(), Some(hash), false),
             (ours.to_string(), None, false),
         ] {
-            assert_eq!(passwords.verify(password, hash).await.unwrap(), passes);
+            assert_eq!(passwords.verify(password, hash).await.must(), passes);
         }
     }
 
@@ -138,16 +139,16 @@ mod tests {
             argon2_passes: 2,
             ..Limits::default()
         })
-        .unwrap();
+        .must();
         let password = generate();
 
-        let hash = dearer.hash(&password).await.unwrap();
+        let hash = dearer.hash(&password).await.must();
 
         assert!(
             cheap()
                 .verify(password.to_string(), Some(hash))
                 .await
-                .unwrap()
+                .must()
         );
     }
 
@@ -156,8 +157,8 @@ mod tests {
         let passwords = cheap();
         let _all = passwords
             .waiting
-            .try_acquire_many(u32::try_from(1 + limits::PASSWORDS_WAITING_MAX).unwrap())
-            .unwrap();
+            .try_acquire_many(u32::try_from(1 + limits::PASSWORDS_WAITING_MAX).must())
+            .must();
 
         let refused = passwords.hash(&generate()).await;
 

@@ -245,18 +245,19 @@ fn install() -> Result<PrometheusHandle> {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use std::{collections::BTreeMap, fs, path::Path};
 
     use super::*;
 
     /// Adds every metric that the sources under `folder` record.
     fn recorded(folder: &Path, found: &mut BTreeMap<String, Kind>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder).must() {
+            let path = entry.must().path();
             if path.is_dir() {
                 recorded(&path, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
+                let text = fs::read_to_string(&path).must();
                 for (call, kind) in [
                     ("counter!(", Counter),
                     ("gauge!(", Gauge),

@@ -53,27 +53,28 @@ fn newest(file: &Path, start: u64, authenticator: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use std::io::Write as _;
 
     use super::*;
 
     #[tokio::test]
     async fn only_a_new_line_of_that_person_counts() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let path = dir.path().join("codes");
         let line = |who: &str, code: &str| {
             format!("{{\"authenticator\":\"{who}\",\"code\":\"{code}\",\"expires_at\":1}}\n")
         };
-        let mut file = std::fs::File::create(&path).unwrap();
-        file.write_all(line("a", "old").as_bytes()).unwrap();
+        let mut file = std::fs::File::create(&path).must();
+        file.write_all(line("a", "old").as_bytes()).must();
         let start = end(&path);
 
         let nothing = wait(&path, start, "a", Duration::ZERO).await;
-        file.write_all(line("b", "other").as_bytes()).unwrap();
-        file.write_all(line("a", "new").as_bytes()).unwrap();
+        file.write_all(line("b", "other").as_bytes()).must();
+        file.write_all(line("a", "new").as_bytes()).must();
         let code = wait(&path, start, "a", Duration::ZERO).await;
 
         assert!(matches!(nothing, Err(ClientError::Late(_))));
-        assert_eq!(code.unwrap(), "new");
+        assert_eq!(code.must(), "new");
     }
 }

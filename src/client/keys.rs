@@ -167,11 +167,12 @@ pub fn random(length: usize) -> Bytes {
 mod tests {
     use super::*;
     use crate::client::verify;
+    use crate::testing::Must as _;
 
     #[test]
     fn keys_have_the_sizes_of_their_pack() {
         for pack in [Pack::DEFAULT, Pack::SMALL] {
-            let keys = Keys::generate(pack).unwrap();
+            let keys = Keys::generate(pack).must();
             let spk = keys.signed_pre_key(1);
 
             assert_eq!(keys.identity().sign_public_key.len(), pack.sign_key);
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn the_small_pack_signs_its_pre_key_for_real() {
         for _ in 0..8 {
-            let keys = Keys::generate(Pack::SMALL).unwrap();
+            let keys = Keys::generate(Pack::SMALL).must();
             let spk = keys.signed_pre_key(1);
             let other = keys.signed_pre_key(2);
 
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn one_time_keys_have_new_ids_and_are_used_once() {
-        let keys = Keys::generate(Pack::SMALL).unwrap();
+        let keys = Keys::generate(Pack::SMALL).must();
 
         let first = keys.first_opks();
         let more = keys.opks(3);

@@ -179,6 +179,7 @@ fn parse_domain(text: &str) -> Result<Domain, LabError> {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use clap::Parser as _;
 
     use super::*;
@@ -190,14 +191,14 @@ mod tests {
     }
 
     fn ends_well(words: &[&str]) -> bool {
-        let line = Line::try_parse_from([&["certs"], words].concat()).unwrap();
+        let line = Line::try_parse_from([&["certs"], words].concat()).must();
         let code = run(line.certs);
         format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS)
     }
 
     #[test]
     fn what_the_command_makes_passes_its_own_check() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let (ca, node) = (path("ca"), path("a.test"));
 
@@ -219,13 +220,13 @@ mod tests {
 
     #[test]
     fn an_authority_is_never_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let ca = dir.path().display().to_string();
         assert!(ends_well(&["ca", "--out", &ca]));
-        let before = files::read(&ca::key_file(dir.path())).unwrap();
+        let before = files::read(&ca::key_file(dir.path())).must();
 
         assert!(!ends_well(&["ca", "--out", &ca]));
 
-        assert_eq!(files::read(&ca::key_file(dir.path())).unwrap(), before);
+        assert_eq!(files::read(&ca::key_file(dir.path())).must(), before);
     }
 }

@@ -96,6 +96,7 @@ fn bare(authorization: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
     use crate::{
         caller::Caller,
         node::testing::Bench,
@@ -105,7 +106,7 @@ mod tests {
 
     fn with(authorization: &str) -> MetadataMap {
         let mut metadata = MetadataMap::new();
-        metadata.insert("authorization", authorization.parse().unwrap());
+        metadata.insert("authorization", authorization.parse().must());
         metadata
     }
 
@@ -120,7 +121,7 @@ mod tests {
             format!("bearer  {token} "),
             token.clone(),
         ] {
-            let known = device(&bench, &with(&spelling)).await.unwrap();
+            let known = device(&bench, &with(&spelling)).await.must();
             assert_eq!(*known.address, *phone.address, "{spelling}");
         }
         let strange = [
@@ -143,18 +144,18 @@ mod tests {
         let phone = Phone::new(&bench, "alice", "phone").await;
         let tablet = Phone::new(&bench, "alice", "tablet").await;
         let (phones, tablets) = (with(&phone.answer.auth), with(&tablet.answer.auth));
-        let known = device(&bench, &phones).await.unwrap();
-        device(&bench, &tablets).await.unwrap();
+        let known = device(&bench, &phones).await.must();
+        device(&bench, &tablets).await.must();
 
         let request = LogoutRequest {
             user_address: Some(phone.address.to_proto()),
         };
         let caller = Caller::Device(Box::new(known));
-        accounts::logout(&bench, &caller, request).await.unwrap();
+        accounts::logout(&bench, &caller, request).await.must();
 
         let refused = device(&bench, &phones).await;
         assert!(matches!(refused, Err(Error::Unauthenticated(_))));
-        device(&bench, &tablets).await.unwrap();
+        device(&bench, &tablets).await.must();
         bench.clock.turn(31 * 86_400_000);
         let refused = device(&bench, &tablets).await;
         assert!(matches!(refused, Err(Error::Unauthenticated(_))));
@@ -165,13 +166,13 @@ mod tests {
         let bench = Bench::start().await;
         let phone = Phone::new(&bench, "alice", "phone").await;
         let metadata = with(&phone.answer.auth);
-        device(&bench, &metadata).await.unwrap();
+        device(&bench, &metadata).await.must();
         // Behind the node's back, so that nothing is told to forget.
-        let mut tx = bench.store.begin().await.unwrap();
-        tx.execute("DELETE FROM tokens", []).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let mut tx = bench.store.begin().await.must();
+        tx.execute("DELETE FROM tokens", []).await.must();
+        tx.commit(Wake::default()).await.must();
 
-        device(&bench, &metadata).await.unwrap();
+        device(&bench, &metadata).await.must();
 
         let reopened = Wake {
             reopened: true,

@@ -1,5 +1,7 @@
 //! Codes on their way out, to servers on loopback that note what they get.
 
+use crate::testing::Must as _;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -21,12 +23,12 @@ fn gateway(codes: &str) -> Result<CodeGateway> {
     let config = format!(
         "domain = 'a.test'\ntls = {{ certificate = 'x', key = 'x' }}\ncodes = {{ {codes} }}"
     );
-    CodeGateway::new(&toml::from_str(&config).unwrap())
+    CodeGateway::new(&toml::from_str(&config).must())
 }
 
 fn dispatch(authenticator: &str) -> Dispatch {
     Dispatch {
-        authenticator: Authenticator::parse(authenticator).unwrap(),
+        authenticator: Authenticator::parse(authenticator).must(),
         code: "012345".to_owned(),
         expires_at: 1_700_000_000_000,
         minutes: 10,
@@ -34,13 +36,13 @@ fn dispatch(authenticator: &str) -> Dispatch {
 }
 
 async fn send(gateway: &CodeGateway, authenticator: &str) -> Result<()> {
-    let slot = gateway.slot().unwrap();
+    let slot = gateway.slot().must();
     gateway.send(slot, dispatch(authenticator)).await
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.must();
+    let address = listener.local_addr().must();
     (listener, address)
 }
 
@@ -53,9 +55,9 @@ async fn web(tasks: &mut JoinSet<()>) -> (SocketAddr, Calls) {
         let calls = Arc::clone(&calls);
         async move |headers: HeaderMap, body: String| {
             let bearer = headers.get("authorization");
-            let bearer = bearer.map(|b| b.to_str().unwrap().to_owned());
-            let body = serde_json::from_str(&body).unwrap();
-            calls.lock().unwrap().push((path.to_owned(), bearer, body));
+            let bearer = bearer.map(|b| b.to_str().must().to_owned());
+            let body = serde_json::from_str(&body).must();
+            calls.lock().must().push((path.to_owned(), bearer, body));
         }
     };
     let routes = Router::new()
@@ -69,7 +71,7 @@ async fn web(tasks: &mut JoinSet<()>) -> (SocketAddr, Calls) {
             post(async || http::StatusCode::INTERNAL_SERVER_ERROR),
         );
     let (listener, address) = listen().await;
-    tasks.spawn(async move { axum::serve(listener, routes).await.unwrap() });
+    tasks.spawn(async move { axum::serve(listener, routes).await.must() });
     (address, calls)
 }
 
@@ -80,11 +82,11 @@ async fn a_webhook_gets_the_code_with_its_canonical_authenticator() {
     let settings = format!(
         "delivery = 'webhook', webhook = {{ url = 'http://{address}/codes', bearer = 'secret' }}"
     );
-    let gateway = gateway(&settings).unwrap();
+    let gateway = gateway(&settings).must();
 
-    send(&gateway, "+49 30 123456").await.unwrap();
+    send(&gateway, "+49 30 123456").await.must();
 
-    let calls = calls.lock().unwrap();
+    let calls = calls.lock().must();
     let body = json!({
         "authenticator": "tel:+4930123456",
         "code": "012345",
@@ -103,30 +105,27 @@ async fn a_webhook_that_refuses_or_sends_elsewhere_has_failed() {
     for path in ["moved", "broken", "missing"] {
         let settings =
             format!("delivery = 'webhook', webhook = {{ url = 'http://{address}/{path}' }}");
-        let gateway = gateway(&settings).unwrap();
+        let gateway = gateway(&settings).must();
         let failed = send(&gateway, "alice@x.test").await;
         assert!(matches!(failed, Err(Error::Internal(_))), "{path}");
     }
 
-    assert!(
-        calls.lock().unwrap().is_empty(),
-        "redirects are not followed"
-    );
+    assert!(calls.lock().must().is_empty(), "redirects are not followed");
 }
 
 /// A mail server for one mail, which it returns: the lines that it was sent.
 async fn take_mail(listener: TcpListener) -> Vec<String> {
-    let (stream, _) = listener.accept().await.unwrap();
+    let (stream, _) = listener.accept().await.must();
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     let mut heard = Vec::new();
     let mut in_data = false;
-    writer.write_all(b"220 mail.test\r\n").await.unwrap();
-    while let Some(line) = lines.next_line().await.unwrap() {
+    writer.write_all(b"220 mail.test\r\n").await.must();
+    while let Some(line) = lines.next_line().await.must() {
         let answer = match line.as_str() {
             "." => {
                 heard.push(line);
-                writer.write_all(b"250 taken\r\n").await.unwrap();
+                writer.write_all(b"250 taken\r\n").await.must();
                 return heard;
             }
             _ if in_data => "",
@@ -137,7 +136,7 @@ async fn take_mail(listener: TcpListener) -> Vec<String> {
             _ => "250 fine\r\n",
         };
         heard.push(line);
-        writer.write_all(answer.as_bytes()).await.unwrap();
+        writer.write_all(answer.as_bytes()).await.must();
     }
     panic!("the mail did not end: {heard:?}")
 }
@@ -149,17 +148,17 @@ async fn a_mail_server_gets_one_mail_to_the_canonical_address() {
         "delivery = 'smtp', smtp = {{ host = '127.0.0.1', port = {}, from = 'Codes <codes@a.test>', tls = 'none' }}",
         address.port()
     );
-    let gateway = gateway(&settings).unwrap();
+    let gateway = gateway(&settings).must();
 
     let (sent, heard) = tokio::join!(send(&gateway, "Alice@X.test"), take_mail(listener));
 
-    sent.unwrap();
+    sent.must();
     let has = |line: &str| heard.iter().any(|heard| heard == line);
     assert!(has("EHLO a.test"), "{heard:?}");
     assert!(has("MAIL FROM:<codes@a.test>"), "{heard:?}");
     assert!(has("RCPT TO:<alice@x.test>"), "{heard:?}");
     assert!(has("    012345"), "{heard:?}");
-    let phone = Authenticator::parse("tel:+4930123456").unwrap();
+    let phone = Authenticator::parse("tel:+4930123456").must();
     assert!(
         !gateway.reaches(&phone),
         "mail servers send no text messages"
@@ -173,12 +172,12 @@ async fn a_mail_server_that_refuses_is_reported_without_the_address() {
         "delivery = 'smtp', smtp = {{ host = '127.0.0.1', port = {}, from = 'codes@a.test', tls = 'none' }}",
         address.port()
     );
-    let gateway = gateway(&settings).unwrap();
+    let gateway = gateway(&settings).must();
     let refuse = async {
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().await.must();
         let (reader, mut writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
-        writer.write_all(b"220 mail.test\r\n").await.unwrap();
+        writer.write_all(b"220 mail.test\r\n").await.must();
         while let Ok(Some(line)) = lines.next_line().await {
             let answer = if line.starts_with("RCPT") {
                 "550 no alice@x.test here\r\n"
@@ -205,22 +204,22 @@ async fn a_mail_server_that_refuses_is_reported_without_the_address() {
 
 #[tokio::test]
 async fn a_file_keeps_every_code_as_it_was_asked_for() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().must();
     let path = folder.path().join("codes.jsonl");
     let settings = format!(
         "delivery = 'file', file = {{ path = '{}' }}",
         path.display()
     );
-    let gateway = gateway(&settings).unwrap();
+    let gateway = gateway(&settings).must();
     assert!(gateway.is_immediate());
 
     for asked in ["mailto:Alice@X.test", "+49 30 123456"] {
-        send(&gateway, asked).await.unwrap();
+        send(&gateway, asked).await.must();
     }
 
-    let text = std::fs::read_to_string(&path).unwrap();
+    let text = std::fs::read_to_string(&path).must();
     let lines: Vec<Value> = (text.lines())
-        .map(|line| serde_json::from_str(line).unwrap())
+        .map(|line| serde_json::from_str(line).must())
         .collect();
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0]["authenticator"], "mailto:Alice@X.test");
@@ -231,10 +230,9 @@ async fn a_file_keeps_every_code_as_it_was_asked_for() {
 
 #[tokio::test]
 async fn a_bounded_number_of_codes_is_under_way() {
-    let gateway =
-        gateway("delivery = 'webhook', webhook = { url = 'http://127.0.0.1:9/' }").unwrap();
+    let gateway = gateway("delivery = 'webhook', webhook = { url = 'http://127.0.0.1:9/' }").must();
     let slots: Vec<Slot> = (0..limits::CODES_UNDER_WAY_MAX)
-        .map(|_| gateway.slot().unwrap())
+        .map(|_| gateway.slot().must())
         .collect();
 
     assert!(matches!(gateway.slot(), Err(Error::Busy(_))));

@@ -1,5 +1,7 @@
 //! Throw-away authorities, certificates and nodes' folders for the tests of everything that speaks TLS.
 
+use crate::testing::Must as _;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -54,14 +56,14 @@ impl Authority {
     }
 
     pub(crate) fn until(name: &str, year: i32) -> Self {
-        let key = KeyPair::generate().unwrap();
-        Self(CertifiedIssuer::self_signed(authority(name, year), key).unwrap())
+        let key = KeyPair::generate().must();
+        Self(CertifiedIssuer::self_signed(authority(name, year), key).must())
     }
 
     /// An authority below this one.
     pub(crate) fn below(&self, name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
-        Self(CertifiedIssuer::signed_by(authority(name, 2120), key, &self.0).unwrap())
+        let key = KeyPair::generate().must();
+        Self(CertifiedIssuer::signed_by(authority(name, 2120), key, &self.0).must())
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -78,7 +80,7 @@ impl Authority {
 
     pub(crate) fn grant(&self, names: &[&str], wish: Wish) -> Leaf {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names).must();
         params.serial_number = Some(SerialNumber::from(wish.serial));
         params.extended_key_usages = wish.purposes;
         params.not_before = date_time_ymd(wish.years.0, 1, 1);
@@ -86,8 +88,8 @@ impl Authority {
         if wish.is_ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let key = KeyPair::generate().must();
+        let certificate = params.signed_by(&key, &self.0).must();
         Leaf {
             certificate: certificate.pem(),
             der: certificate.der().clone(),
@@ -115,12 +117,12 @@ impl Authority {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.0).unwrap().pem().unwrap()
+        params.signed_by(&self.0).must().pem().must()
     }
 }
 
 fn authority(name: &str, until: i32) -> CertificateParams {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    let mut params = CertificateParams::new(Vec::new()).must();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -139,16 +141,16 @@ pub(crate) struct Folder {
 impl Folder {
     /// A node of `domain` that shows `leaf` and trusts `authority`.
     pub(crate) fn new(domain: &str, leaf: &Leaf, authority: &Authority) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().must();
         let text = format!(
             "domain = {domain:?}\ncodes = {{ delivery = \"file\", file = {{ path = \"codes\" }} }}\n\
              tls = {{ certificate = \"node.pem\", key = \"node.key\" }}\n\
              federation = {{ ca_files = [\"ca.pem\"], public_roots = false }}\n"
         );
         let file = folder.path().join("skiserver.toml");
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, text).must();
         let made = Self {
-            config: Config::load(&file).unwrap(),
+            config: Config::load(&file).must(),
             root: folder,
             clock: Clock::default(),
         };
@@ -165,12 +167,12 @@ impl Folder {
 
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.root.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).must();
         path
     }
 
     pub(crate) fn identity(&self) -> Arc<Identity> {
-        Arc::new(Identity::load(&self.config, &self.clock).unwrap())
+        Arc::new(Identity::load(&self.config, &self.clock).must())
     }
 }
 
@@ -188,9 +190,9 @@ pub(crate) async fn dial(
     domain: &str,
     address: SocketAddr,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let handshake = own.current().dial(&Domain::parse(domain).unwrap());
+    let handshake = own.current().dial(&Domain::parse(domain).must());
     let tcp = TcpStream::connect(address).await?;
-    let name = ServerName::try_from(domain.to_owned()).unwrap();
+    let name = ServerName::try_from(domain.to_owned()).must();
     TlsConnector::from(handshake.config)
         .connect(name, tcp)
         .await

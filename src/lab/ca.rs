@@ -266,6 +266,7 @@ fn since_epoch(at_ms: i64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use rustls::pki_types::{
         CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem::PemObject as _,
     };
@@ -290,16 +291,16 @@ mod tests {
     ) -> Result<(), Error> {
         let certificates = chain(&issued.chain_pem);
         let roots = chain(root.certificate_pem());
-        let anchor = anchor_from_trusted_cert(&roots[0]).unwrap();
+        let anchor = anchor_from_trusted_cert(&roots[0]).must();
         let crl =
-            crl.map(|pem| CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap());
+            crl.map(|pem| CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).must());
         let lists: Vec<_> = crl
             .iter()
-            .map(|der| BorrowedCertRevocationList::from_der(der).unwrap().into())
+            .map(|der| BorrowedCertRevocationList::from_der(der).must().into())
             .collect();
         let lists: Vec<&_> = lists.iter().collect();
         let revocation =
-            (!lists.is_empty()).then(|| RevocationOptionsBuilder::new(&lists).unwrap().build());
+            (!lists.is_empty()).then(|| RevocationOptionsBuilder::new(&lists).must().build());
         EndEntityCert::try_from(&certificates[0])?
             .verify_for_usage(
                 ALL_VERIFICATION_ALGS,
@@ -315,24 +316,24 @@ mod tests {
 
     #[test]
     fn a_leaf_serves_both_directions_and_names_its_domain() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
 
-        let leaf = root.issue(&LeafRequest::new("a.test")).unwrap();
+        let leaf = root.issue(&LeafRequest::new("a.test")).must();
 
         assert_eq!(verify(&leaf, &root, KeyUsage::server_auth(), None), Ok(()));
         assert_eq!(verify(&leaf, &root, KeyUsage::client_auth(), None), Ok(()));
         let certificates = chain(&leaf.chain_pem);
-        let name = rustls::pki_types::ServerName::try_from("a.test").unwrap();
+        let name = rustls::pki_types::ServerName::try_from("a.test").must();
         EndEntityCert::try_from(&certificates[0])
-            .unwrap()
+            .must()
             .verify_is_valid_for_subject_name(&name)
-            .unwrap();
-        PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap();
+            .must();
+        PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).must();
     }
 
     #[test]
     fn usages_are_what_was_asked_for_and_none_means_any() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
         let server = LeafRequest {
             usages: vec![Usage::Server],
             ..LeafRequest::new("a.test")
@@ -342,8 +343,8 @@ mod tests {
             ..LeafRequest::new("a.test")
         };
 
-        let server = root.issue(&server).unwrap();
-        let silent = root.issue(&silent).unwrap();
+        let server = root.issue(&server).must();
+        let silent = root.issue(&silent).must();
 
         assert_eq!(
             verify(&server, &root, KeyUsage::server_auth(), None),
@@ -362,11 +363,11 @@ mod tests {
 
     #[test]
     fn a_leaf_of_a_subordinate_brings_its_chain() {
-        let root = Authority::generate("root").unwrap();
-        let below = root.subordinate("below").unwrap();
-        let lowest = below.subordinate("lowest").unwrap();
+        let root = Authority::generate("root").must();
+        let below = root.subordinate("below").must();
+        let lowest = below.subordinate("lowest").must();
 
-        let leaf = lowest.issue(&LeafRequest::new("a.test")).unwrap();
+        let leaf = lowest.issue(&LeafRequest::new("a.test")).must();
 
         assert_eq!(chain(&leaf.chain_pem).len(), 3);
         assert_eq!(verify(&leaf, &root, KeyUsage::server_auth(), None), Ok(()));
@@ -374,11 +375,11 @@ mod tests {
 
     #[test]
     fn an_expired_leaf_is_expired() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
         let mut request = LeafRequest::new("a.test");
         request.not_after_at = request.not_before_at + 1_000;
 
-        let leaf = root.issue(&request).unwrap();
+        let leaf = root.issue(&request).must();
 
         let refused = verify(&leaf, &root, KeyUsage::server_auth(), None);
         assert!(
@@ -389,11 +390,11 @@ mod tests {
 
     #[test]
     fn only_the_listed_serials_are_revoked() {
-        let root = Authority::generate("test").unwrap();
-        let good = root.issue(&LeafRequest::new("a.test")).unwrap();
-        let bad = root.issue(&LeafRequest::new("a.test")).unwrap();
+        let root = Authority::generate("test").must();
+        let good = root.issue(&LeafRequest::new("a.test")).must();
+        let bad = root.issue(&LeafRequest::new("a.test")).must();
 
-        let crl = root.revoke(std::slice::from_ref(&bad.serial)).unwrap();
+        let crl = root.revoke(std::slice::from_ref(&bad.serial)).must();
 
         assert_eq!(
             verify(&good, &root, KeyUsage::server_auth(), Some(&crl)),
@@ -405,15 +406,15 @@ mod tests {
 
     #[test]
     fn an_authority_read_back_from_its_files_is_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = Authority::generate("test").unwrap();
-        root.save(dir.path()).unwrap();
+        let dir = tempfile::tempdir().must();
+        let root = Authority::generate("test").must();
+        root.save(dir.path()).must();
 
-        let again = Authority::open(dir.path()).unwrap();
+        let again = Authority::open(dir.path()).must();
 
-        let leaf = again.issue(&LeafRequest::new("a.test")).unwrap();
+        let leaf = again.issue(&LeafRequest::new("a.test")).must();
         assert_eq!(verify(&leaf, &root, KeyUsage::server_auth(), None), Ok(()));
-        let crl = again.revoke(std::slice::from_ref(&leaf.serial)).unwrap();
+        let crl = again.revoke(std::slice::from_ref(&leaf.serial)).must();
         let refused = verify(&leaf, &root, KeyUsage::server_auth(), Some(&crl));
         assert_eq!(refused, Err(Error::CertRevoked));
     }

@@ -249,18 +249,19 @@ fn key(chain: &[CertificateDer<'static>], pem: &[u8]) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
     use crate::{
         clock::Clock,
         lab::ca::{Authority, LeafRequest, Usage},
     };
 
     fn findings(root: &Authority, request: &LeafRequest, domain: &str) -> Vec<Finding> {
-        let issued = root.issue(request).unwrap();
+        let issued = root.issue(request).must();
         check(&Pair {
             chain_pem: issued.chain_pem.as_bytes(),
             key_pem: Some(issued.key_pem.as_bytes()),
             ca_pem: Some(root.certificate_pem().as_bytes()),
-            domain: &Domain::parse(domain).unwrap(),
+            domain: &Domain::parse(domain).must(),
             now_ms: Clock::default().now_ms(),
         })
     }
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_certificate_as_we_make_it_is_fine() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
 
         let found = findings(&root, &LeafRequest::new("a.test"), "a.test");
 
@@ -288,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_name_must_be_the_domain_itself() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
 
         let host = complaint(&root, &LeafRequest::new("node.a.test"), "a.test");
         let wildcard = complaint(&root, &LeafRequest::new("*.test"), "a.test");
@@ -308,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_domain_may_be_one_of_several_names_in_any_case() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
         let mut request = LeafRequest::new("node.a.test");
         request.extra_sans.push("A.Test".to_owned());
 
@@ -322,7 +323,7 @@ mod tests {
 
     #[test]
     fn dates_that_passed_come_or_end_soon_are_told_apart() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
         let now_ms = Clock::default().now_ms();
         let between = |not_before_at, not_after_at| LeafRequest {
             not_before_at,
@@ -352,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_certificate_for_clients_only_is_a_warning() {
-        let root = Authority::generate("test").unwrap();
+        let root = Authority::generate("test").must();
         let request = LeafRequest {
             usages: vec![Usage::Client],
             ..LeafRequest::new("a.test")
@@ -366,33 +367,33 @@ mod tests {
 
     #[test]
     fn a_key_of_another_certificate_is_found() {
-        let root = Authority::generate("test").unwrap();
-        let issued = root.issue(&LeafRequest::new("a.test")).unwrap();
-        let other = root.issue(&LeafRequest::new("a.test")).unwrap();
+        let root = Authority::generate("test").must();
+        let issued = root.issue(&LeafRequest::new("a.test")).must();
+        let other = root.issue(&LeafRequest::new("a.test")).must();
 
         let found = check(&Pair {
             chain_pem: issued.chain_pem.as_bytes(),
             key_pem: Some(other.key_pem.as_bytes()),
             ca_pem: Some(root.certificate_pem().as_bytes()),
-            domain: &Domain::parse("a.test").unwrap(),
+            domain: &Domain::parse("a.test").must(),
             now_ms: Clock::default().now_ms(),
         });
 
-        let last = found.last().unwrap();
+        let last = found.last().must();
         assert_eq!(last.verdict, Verdict::Wrong);
         assert!(last.text.contains("another certificate"), "{}", last.text);
     }
 
     #[test]
     fn a_chain_to_somebody_else_or_with_a_gap_is_found() {
-        let root = Authority::generate("test").unwrap();
-        let other = Authority::generate("other").unwrap();
-        let below = root.subordinate("below").unwrap();
-        let issued = below.issue(&LeafRequest::new("a.test")).unwrap();
-        let domain = Domain::parse("a.test").unwrap();
+        let root = Authority::generate("test").must();
+        let other = Authority::generate("other").must();
+        let below = root.subordinate("below").must();
+        let issued = below.issue(&LeafRequest::new("a.test")).must();
+        let domain = Domain::parse("a.test").must();
         let whole = issued.chain_pem.as_str();
         let end = "-----END CERTIFICATE-----\n";
-        let alone = &whole[..whole.find(end).unwrap() + end.len()];
+        let alone = &whole[..whole.find(end).must() + end.len()];
         let verdict = |chain_pem: &str, ca: Option<&Authority>| {
             let found = check(&Pair {
                 chain_pem: chain_pem.as_bytes(),
@@ -401,7 +402,7 @@ mod tests {
                 domain: &domain,
                 now_ms: Clock::default().now_ms(),
             });
-            found.last().unwrap().verdict
+            found.last().must().verdict
         };
 
         assert_eq!(verdict(whole, Some(&root)), Verdict::Good);
@@ -412,7 +413,7 @@ mod tests {
 
     #[test]
     fn files_that_are_something_else_are_refused_in_words() {
-        let domain = Domain::parse("a.test").unwrap();
+        let domain = Domain::parse("a.test").must();
         let empty = check(&Pair {
             chain_pem: b"hello",
             key_pem: None,

@@ -370,6 +370,7 @@ impl RequestHandler for Handler {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use hickory_resolver::{
         TokioResolver,
         config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
@@ -381,7 +382,7 @@ mod tests {
     const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
     fn domain(name: &str) -> Domain {
-        Domain::parse(name).unwrap()
+        Domain::parse(name).must()
     }
 
     fn resolver(server: &DnsServer, connection: ConnectionConfig) -> TokioResolver {
@@ -396,7 +397,7 @@ mod tests {
         TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             .with_options(options)
             .build()
-            .unwrap()
+            .must()
     }
 
     async fn address(resolver: &TokioResolver, name: &str) -> Result<Vec<String>, NetError> {
@@ -414,15 +415,15 @@ mod tests {
             .replace("{{ttl}}", "60")
             .replace("{{peer_port}}", "7444")
             .replace("{{peer_ip}}", ip);
-        parse_zone(&text).unwrap()
+        parse_zone(&text).must()
     }
 
     #[tokio::test]
     async fn a_zone_answers_over_udp_and_tcp() {
-        let server = DnsServer::start(ANY_PORT.into()).await.unwrap();
+        let server = DnsServer::start(ANY_PORT.into()).await.must();
         server
             .set(&domain("a.test"), &zone_of("a.test", "127.0.0.9"))
-            .unwrap();
+            .must();
 
         for connection in [ConnectionConfig::udp(), ConnectionConfig::tcp()] {
             let resolver = resolver(&server, connection);
@@ -430,8 +431,8 @@ mod tests {
             let srv = resolver
                 .srv_lookup("_skiserver-s2s._tcp.A.TEST.")
                 .await
-                .unwrap();
-            let host = address(&resolver, "node.a.test.").await.unwrap();
+                .must();
+            let host = address(&resolver, "node.a.test.").await.must();
 
             let RData::SRV(record) = &srv.answers()[0].data else {
                 panic!("not SRV: {srv:?}");
@@ -447,10 +448,10 @@ mod tests {
 
     #[tokio::test]
     async fn absence_is_told_from_another_type() {
-        let server = DnsServer::start(ANY_PORT.into()).await.unwrap();
+        let server = DnsServer::start(ANY_PORT.into()).await.must();
         server
             .set(&domain("a.test"), &zone_of("a.test", "127.0.0.9"))
-            .unwrap();
+            .must();
         let resolver = resolver(&server, ConnectionConfig::udp());
 
         let no_such_name = address(&resolver, "other.a.test.").await.unwrap_err();
@@ -470,25 +471,25 @@ mod tests {
 
     #[tokio::test]
     async fn records_change_while_it_runs() {
-        let server = DnsServer::start(ANY_PORT.into()).await.unwrap();
+        let server = DnsServer::start(ANY_PORT.into()).await.must();
         let resolver = resolver(&server, ConnectionConfig::udp());
         server
             .set(&domain("a.test"), &zone_of("a.test", "127.0.0.9"))
-            .unwrap();
+            .must();
         assert_eq!(
-            address(&resolver, "node.a.test.").await.unwrap(),
+            address(&resolver, "node.a.test.").await.must(),
             ["127.0.0.9"]
         );
 
         server
             .set(&domain("a.test"), &zone_of("a.test", "127.0.0.8"))
-            .unwrap();
+            .must();
         assert_eq!(
-            address(&resolver, "node.a.test.").await.unwrap(),
+            address(&resolver, "node.a.test.").await.must(),
             ["127.0.0.8"]
         );
 
-        server.remove(&domain("a.test")).unwrap();
+        server.remove(&domain("a.test")).must();
         assert!(
             address(&resolver, "node.a.test.")
                 .await
@@ -499,42 +500,36 @@ mod tests {
 
     #[tokio::test]
     async fn it_fails_as_told_and_only_for_that_domain() {
-        let server = DnsServer::start(ANY_PORT.into()).await.unwrap();
+        let server = DnsServer::start(ANY_PORT.into()).await.must();
         let resolver = resolver(&server, ConnectionConfig::udp());
         for name in ["a.test", "b.test"] {
             server
                 .set(&domain(name), &zone_of(name, "127.0.0.9"))
-                .unwrap();
+                .must();
         }
 
-        server
-            .fail(&domain("a.test"), Some(Fault::ServFail))
-            .unwrap();
+        server.fail(&domain("a.test"), Some(Fault::ServFail)).must();
         let failed = address(&resolver, "node.a.test.").await.unwrap_err();
-        server
-            .fail(&domain("a.test"), Some(Fault::Silence))
-            .unwrap();
+        server.fail(&domain("a.test"), Some(Fault::Silence)).must();
         let silent = address(&resolver, "node.a.test.").await.unwrap_err();
-        server
-            .fail(&domain("a.test"), Some(Fault::NxDomain))
-            .unwrap();
+        server.fail(&domain("a.test"), Some(Fault::NxDomain)).must();
         let absent = address(&resolver, "node.a.test.").await.unwrap_err();
-        let other = address(&resolver, "node.b.test.").await.unwrap();
-        server.fail(&domain("a.test"), None).unwrap();
-        let again = address(&resolver, "node.a.test.").await.unwrap();
+        let other = address(&resolver, "node.b.test.").await.must();
+        server.fail(&domain("a.test"), None).must();
+        let again = address(&resolver, "node.a.test.").await.must();
 
         assert!(!failed.is_no_records_found(), "{failed}");
         assert!(matches!(silent, NetError::Timeout), "{silent}");
         assert!(absent.is_nx_domain(), "{absent}");
         assert_eq!(other, ["127.0.0.9"]);
         assert_eq!(again, ["127.0.0.9"]);
-        assert!(server.asked(&domain("a.test")).unwrap() >= 4);
-        assert_eq!(server.asked(&domain("b.test")).unwrap(), 1);
+        assert!(server.asked(&domain("a.test")).must() >= 4);
+        assert_eq!(server.asked(&domain("b.test")).must(), 1);
     }
 
     #[tokio::test]
     async fn many_records_come_whole() {
-        let server = DnsServer::start(ANY_PORT.into()).await.unwrap();
+        let server = DnsServer::start(ANY_PORT.into()).await.must();
         let entries: Vec<Entry> = (1..=200)
             .map(|n| Entry {
                 name: "node.a.test".to_owned(),
@@ -542,11 +537,11 @@ mod tests {
                 data: Data::A(Ipv4Addr::new(127, 0, 0, n)),
             })
             .collect();
-        server.set(&domain("a.test"), &entries).unwrap();
+        server.set(&domain("a.test"), &entries).must();
 
         let found = address(&resolver(&server, ConnectionConfig::tcp()), "node.a.test.").await;
 
-        assert_eq!(found.unwrap().len(), 200);
+        assert_eq!(found.must().len(), 200);
     }
 
     #[test]

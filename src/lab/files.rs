@@ -63,36 +63,37 @@ pub fn failed(path: &Path, source: io::Error) -> LabError {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
     #[test]
     fn a_file_for_the_owner_is_readable_by_nobody_else() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let path = dir.path().join("a.key");
 
-        write(&path, b"secret", Access::Owner).unwrap();
+        write(&path, b"secret", Access::Owner).must();
 
-        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        let mode = fs::metadata(&path).must().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
     fn writing_replaces_the_old_file_and_leaves_nothing_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let path = dir.path().join("a.pem");
-        write(&path, b"old and longer", Access::Public).unwrap();
+        write(&path, b"old and longer", Access::Public).must();
 
-        write(&path, b"new", Access::Public).unwrap();
+        write(&path, b"new", Access::Public).must();
 
-        assert_eq!(read(&path).unwrap(), "new");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(read(&path).must(), "new");
+        assert_eq!(fs::read_dir(dir.path()).must().count(), 1);
     }
 
     #[test]
     fn a_failed_write_names_the_file() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
 
         let error = write(&dir.path().join("no/such/a.pem"), b"", Access::Public).unwrap_err();
 

@@ -73,10 +73,11 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     #[test]
     fn the_file_has_the_names_that_readers_expect() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let file = Manifest::file(dir.path());
         let manifest = Manifest {
             dns: ([127, 0, 0, 1], 1).into(),
@@ -93,10 +94,10 @@ mod tests {
             }],
         };
 
-        manifest.save(&file).unwrap();
+        manifest.save(&file).must();
 
-        assert_eq!(Manifest::load(&file).unwrap(), manifest);
-        let json: serde_json::Value = serde_json::from_str(&files::read(&file).unwrap()).unwrap();
+        assert_eq!(Manifest::load(&file).must(), manifest);
+        let json: serde_json::Value = serde_json::from_str(&files::read(&file).must()).must();
         let expected = serde_json::json!({
             "dns": "127.0.0.1:1",
             "domains": [{

@@ -133,12 +133,13 @@ pub fn zone(domain: &Domain, peer: SocketAddr, ttl_seconds: u32) -> Result<Vec<E
 mod tests {
     use super::*;
     use crate::config::{Config, Delivery};
+    use crate::testing::Must as _;
 
     #[test]
     fn a_node_loads_the_configuration_that_was_prepared() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let folder = NodeFolder::new(dir.path().join("a.test"));
-        let domain = Domain::parse("a.test").unwrap();
+        let domain = Domain::parse("a.test").must();
         let doors = Doors {
             client: ([127, 0, 0, 1], 1001).into(),
             peer: ([127, 0, 0, 1], 1002).into(),
@@ -146,10 +147,10 @@ mod tests {
         };
         let dns = SocketAddr::from(([127, 0, 0, 1], 1004));
 
-        let authority = Authority::generate("test").unwrap();
-        folder.prepare(&domain, &doors, dns, &authority).unwrap();
+        let authority = Authority::generate("test").must();
+        folder.prepare(&domain, &doors, dns, &authority).must();
 
-        let config = Config::load(&folder.config()).unwrap();
+        let config = Config::load(&folder.config()).must();
         assert_eq!(config.domain, "a.test");
         assert_eq!(config.doors.client, doors.client);
         assert_eq!(config.doors.peer, doors.peer);
@@ -157,18 +158,18 @@ mod tests {
         assert_eq!(config.dns.servers, [dns]);
         assert_eq!(config.store.path, folder.database());
         assert_eq!(config.codes.delivery, Delivery::File);
-        assert_eq!(config.codes.file.unwrap().path, folder.auth_codes());
+        assert_eq!(config.codes.file.must().path, folder.auth_codes());
         assert_eq!(config.federation.ca_files, [folder.ca()]);
         assert!(!config.federation.public_roots && config.keys.supply_opks);
         assert!(config.tls.certificate.is_file() && config.tls.key.is_file());
-        assert!(!files::read(&folder.config()).unwrap().contains("{{"));
+        assert!(!files::read(&folder.config()).must().contains("{{"));
     }
 
     #[test]
     fn the_zone_leads_to_the_peer_door() {
-        let domain = Domain::parse("a.test").unwrap();
+        let domain = Domain::parse("a.test").must();
 
-        let entries = zone(&domain, ([127, 0, 0, 1], 7444).into(), 5).unwrap();
+        let entries = zone(&domain, ([127, 0, 0, 1], 7444).into(), 5).must();
 
         let [srv, host] = entries.as_slice() else {
             panic!("{entries:?}");

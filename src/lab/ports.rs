@@ -39,11 +39,12 @@ pub fn is_free(address: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     #[test]
     fn addresses_differ_from_each_other_and_from_those_taken() {
-        let first = free(20, &[]).unwrap();
-        let second = free(20, &first).unwrap();
+        let first = free(20, &[]).must();
+        let second = free(20, &first).must();
 
         let all: BTreeSet<_> = first.iter().chain(&second).collect();
         assert_eq!(all.len(), 40);
@@ -51,8 +52,8 @@ mod tests {
 
     #[test]
     fn a_port_with_a_listener_is_not_free() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).must();
 
-        assert!(!is_free(listener.local_addr().unwrap()));
+        assert!(!is_free(listener.local_addr().must()));
     }
 }

@@ -1,5 +1,7 @@
 //! A node without doors on a database of its own, for tests of operations.
 
+use crate::testing::Must as _;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -61,7 +63,7 @@ impl Bench {
     /// The same, after a change to its configuration.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().must();
         let mut config: Config = toml::from_str(
             r#"
             domain = "a.test"
@@ -70,11 +72,11 @@ impl Bench {
             limits = { argon2_memory_kib = 8, argon2_passes = 1, account_calls_per_address_minute = 10000 }
             "#,
         )
-        .unwrap();
-        config.codes.file.as_mut().unwrap().path = folder.path().join("codes.jsonl");
+        .must();
+        config.codes.file.as_mut().must().path = folder.path().join("codes.jsonl");
         change(&mut config);
         let (config, limits) = (Arc::new(config.clone()), Arc::new(config.limits));
-        let (home, clock) = (Home::new(config.domain().unwrap()), Clock::default());
+        let (home, clock) = (Home::new(config.domain().must()), Clock::default());
         let tasks = TaskTracker::new();
         let options = StoreOptions {
             path: folder.path().join("node.db"),
@@ -83,13 +85,13 @@ impl Bench {
             clock: clock.clone(),
             faults: Arc::default(),
         };
-        let store = Store::open(options, &tasks).await.unwrap();
+        let store = Store::open(options, &tasks).await.must();
         let signer = Signer::load(&store, &home, config.operator(), &clock)
             .await
-            .unwrap();
+            .must();
         let node = Node {
-            codes: CodeGateway::new(&config).unwrap(),
-            passwords: Passwords::new(&limits).unwrap(),
+            codes: CodeGateway::new(&config).must(),
+            passwords: Passwords::new(&limits).must(),
             rates: Rates::new(&limits),
             budgets: Budgets::new(limits.requests_per_peer_max),
             tokens: Arc::default(),
@@ -117,9 +119,9 @@ impl Bench {
         let text = std::fs::read_to_string(self.folder.path().join("codes.jsonl")).ok()?;
         let lines = text.lines().rev();
         lines
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).must())
             .find(|line| line["authenticator"] == authenticator)
-            .map(|line| line["code"].as_str().unwrap().to_owned())
+            .map(|line| line["code"].as_str().must().to_owned())
     }
 }
 

@@ -66,14 +66,15 @@ fn hash(secret: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     #[test]
     fn an_invitation_names_its_inviter_and_hides_its_secret() {
-        let invitation = parse("e2ee:alice@a.test;invite=abc").unwrap().unwrap();
+        let invitation = parse("e2ee:alice@a.test;invite=abc").must().must();
 
         assert_eq!(invitation.inviter.to_string(), "alice@a.test");
         assert_eq!(invitation.hash, hash("abc"));
-        assert!(parse("123456").unwrap().is_none());
+        assert!(parse("123456").must().is_none());
         for broken in ["e2ee:", "e2ee:alice@a.test", "e2ee:alice;invite=abc"] {
             assert!(
                 matches!(parse(broken), Err(Error::Invalid("auth_code"))),

@@ -62,6 +62,7 @@ pub(super) async fn race<S>(
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use std::{cell::RefCell, collections::HashMap, future::pending};
 
     use tokio::sync::oneshot;
@@ -143,7 +144,7 @@ mod tests {
         for _ in 0..3 {
             assert!(futures_util::poll!(&mut racing).is_pending());
         }
-        slow.take().unwrap().send(()).unwrap();
+        slow.take().must().send(()).must();
 
         assert_eq!(racing.await, Some(((), all[1].clone())));
     }

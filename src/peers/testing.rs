@@ -1,5 +1,7 @@
 //! A node on a temporary database whose wire is a test: every call of it comes to the test, which answers.
 
+use crate::testing::Must as _;
+
 use std::{
     collections::HashSet,
     future::Future,
@@ -59,7 +61,7 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn says(&self) -> &str {
-        std::str::from_utf8(&self.request).unwrap()
+        std::str::from_utf8(&self.request).must()
     }
 
     pub(super) fn ok(self) {
@@ -72,17 +74,17 @@ impl Call {
     }
 
     pub(super) fn bytes(self, bytes: Vec<u8>) {
-        self.answer.send(Ok(bytes.into())).unwrap();
+        self.answer.send(Ok(bytes.into())).must();
     }
 
     pub(super) fn silence(self) {
         let why = "connection refused".to_owned();
-        self.answer.send(Err(PeerError::Silent(why))).unwrap();
+        self.answer.send(Err(PeerError::Silent(why))).must();
     }
 
     pub(super) fn fail(self) {
         let why = "no such method".to_owned();
-        self.answer.send(Err(PeerError::Failed(why))).unwrap();
+        self.answer.send(Err(PeerError::Failed(why))).must();
     }
 }
 
@@ -116,7 +118,7 @@ impl Wire for Scripted {
             answer,
         };
         let _ = self.calls.send(call);
-        async move { answered.await.unwrap() }.boxed()
+        async move { answered.await.must() }.boxed()
     }
 
     fn tidy(&self, _: CancellationToken) -> BoxFuture<'static, ()> {
@@ -154,7 +156,7 @@ impl Rig {
     }
 
     pub(super) async fn with(limits: Limits) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let folder = Arc::new(tempfile::tempdir().must());
         let rig = Self::open(folder, Clock::default(), limits).await;
         rig.start().await;
         rig
@@ -162,7 +164,7 @@ impl Rig {
 
     /// Without greeting and sweep: these tests sweep by themselves.
     pub(super) async fn without_sweep() -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let folder = Arc::new(tempfile::tempdir().must());
         let rig = Self::open(folder, Clock::default(), Limits::default()).await;
         rig.start_sender();
         rig
@@ -192,7 +194,7 @@ impl Rig {
     }
 
     pub(super) async fn start(&self) {
-        super::start(&self.node).await.unwrap();
+        super::start(&self.node).await.must();
     }
 
     async fn open(folder: Arc<tempfile::TempDir>, clock: Clock, limits: Limits) -> Self {
@@ -206,9 +208,9 @@ impl Rig {
             clock: clock.clone(),
             faults: Arc::clone(&faults),
         };
-        let store = Store::open(options, &TaskTracker::new()).await.unwrap();
+        let store = Store::open(options, &TaskTracker::new()).await.must();
         let home = Home::new(domain("a.test"));
-        let signer = Signer::load(&store, &home, "A", &clock).await.unwrap();
+        let signer = Signer::load(&store, &home, "A", &clock).await.must();
         let (calls, called) = mpsc::unbounded_channel();
         let wire = Arc::new(Scripted {
             calls,
@@ -221,11 +223,11 @@ impl Rig {
             peers: Arc::clone(&peers),
             mail,
         }));
-        let config: Config = toml::from_str(CONFIG).unwrap();
+        let config: Config = toml::from_str(CONFIG).must();
         let node = Arc::new(Node {
             home,
-            codes: crate::gateways::CodeGateway::new(&config).unwrap(),
-            passwords: crate::passwords::Passwords::new(&limits).unwrap(),
+            codes: crate::gateways::CodeGateway::new(&config).must(),
+            passwords: crate::passwords::Passwords::new(&limits).must(),
             budgets: crate::rates::Budgets::new(limits.requests_per_peer_max),
             tokens: Arc::default(),
             config: Arc::new(config),
@@ -252,11 +254,11 @@ impl Rig {
     /// The next call on the wire.
     pub(super) async fn call(&self) -> Call {
         let mut calls = self.calls.lock().await;
-        within(calls.recv()).await.unwrap()
+        within(calls.recv()).await.must()
     }
 
     /// The next call, which must say this.
-    pub(super) async fn expect(&self, says: &str) -> Call {
+    pub(super) async fn hears(&self, says: &str) -> Call {
         let call = self.call().await;
         assert_eq!(call.says(), says);
         call
@@ -269,7 +271,7 @@ impl Rig {
             calls.push(self.call().await);
         }
         calls.sort_by(|a, b| a.says().cmp(b.says()));
-        calls.try_into().unwrap()
+        calls.try_into().must()
     }
 
     /// A call that came already, if one did.
@@ -294,19 +296,19 @@ impl Rig {
 
     /// Stores a request as a transaction does.
     pub(super) async fn store(&self, outgoing: Outgoing) {
-        let (parcel, _ticket) = self.node.peers.parcel(&self.node, outgoing).unwrap();
+        let (parcel, _ticket) = self.node.peers.parcel(&self.node, outgoing).must();
         let append = Append {
             parcels: vec![parcel],
             ..Append::default()
         };
-        self.node.store.append(append).await.unwrap();
+        self.node.store.append(append).await.must();
     }
 
     /// Has the domain answer once, so that its window is open.
     pub(super) async fn prove(&self, lane: &str) {
         let relayed = self.relay(lane, "proof");
-        self.expect("proof").await.ok();
-        relayed.await.unwrap().unwrap();
+        self.hears("proof").await.ok();
+        relayed.await.must().must();
     }
 
     pub(super) async fn outbox_rows(&self) -> i64 {
@@ -314,8 +316,8 @@ impl Rig {
     }
 
     pub(super) async fn number(&self, sql: &'static str) -> i64 {
-        let row = self.node.store.row(sql, []).await.unwrap().unwrap();
-        row.int(0).unwrap()
+        let row = self.node.store.row(sql, []).await.must().must();
+        row.int(0).must()
     }
 
     /// Waits until the outbox holds this many rows.
@@ -352,15 +354,15 @@ impl Rig {
 
     /// Registers Alice's phone; its key.
     pub(super) async fn alice(&self) -> i64 {
-        let mut tx = self.node.store.begin().await.unwrap();
+        let mut tx = self.node.store.begin().await.must();
         let user = "INSERT INTO users (user_id, folded_id, user_name, created_at) VALUES ('alice', 'alice', 'Alice', 1)";
-        tx.execute(user, []).await.unwrap();
+        tx.execute(user, []).await.must();
         let device = "INSERT INTO devices (user_key, user_id, device_id, e2ee_pack_id, asym_public_key,
             sign_public_key, spk_id, spk_public_key, spk_signature, signing_key_id, password_hash, registered_at,
             active_at) VALUES (1, 'alice', 'phone', 1, x'', x'', 1, x'', x'', 1, '', 1, 1) RETURNING device_key";
-        let row = tx.row(device, []).await.unwrap().unwrap();
-        tx.commit(Wake::default()).await.unwrap();
-        row.int(0).unwrap()
+        let row = tx.row(device, []).await.must().must();
+        tx.commit(Wake::default()).await.must();
+        row.int(0).must()
     }
 
     /// The messages that wait for a device once the next one came in.
@@ -373,18 +375,18 @@ impl Rig {
 
     pub(super) async fn mailbox(&self, device_key: i64) -> Vec<ProtoMsg> {
         let page = mailbox::page(&self.node.store, device_key, 0, 100).await;
-        let messages = page.unwrap().into_iter().map(|m| ProtoMsg::decode(m.body));
-        messages.collect::<Result<_, _>>().unwrap()
+        let messages = page.must().into_iter().map(|m| ProtoMsg::decode(m.body));
+        messages.collect::<Result<_, _>>().must()
     }
 }
 
 /// Fails a test that would wait for ever.
 pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap()
+    tokio::time::timeout(PATIENCE, work).await.must()
 }
 
 pub(super) fn domain(name: &str) -> Domain {
-    Domain::parse(name).unwrap()
+    Domain::parse(name).must()
 }
 
 /// A message of Alice to the user that a lane names.

@@ -70,13 +70,14 @@ impl Generations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     #[test]
     fn an_entry_holds_until_its_key_changes() {
         let generations = Generations::default();
         let loaded = generations.before_load();
-        let stripe = |key: i64| std::ptr::from_ref(generations.stripe(&key).unwrap());
-        let other = (0..100).find(|key| stripe(*key) != stripe(7)).unwrap();
+        let stripe = |key: i64| std::ptr::from_ref(generations.stripe(&key).must());
+        let other = (0..100).find(|key| stripe(*key) != stripe(7)).must();
 
         generations.raise(&other);
         assert!(generations.holds(&7_i64, loaded));

@@ -194,6 +194,7 @@ mod tests {
         Wake,
         tests::{Fixture, TestDevice},
     };
+    use crate::testing::Must as _;
 
     fn opk(opk_id: u32, text: &str) -> OneTimePreKeyPublic {
         OneTimePreKeyPublic {
@@ -211,16 +212,16 @@ mod tests {
             .into_iter()
             .map(|id| opk(id, &format!("key {id}")))
             .collect();
-        let mut tx = fixture.store.begin().await.unwrap();
-        let kept = supply(&mut tx, device.key, &opks, 100).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
+        let kept = supply(&mut tx, device.key, &opks, 100).await.must();
+        tx.commit(Wake::default()).await.must();
         kept
     }
 
     async fn taken(fixture: &Fixture, device: &TestDevice) -> Option<u32> {
-        let mut tx = fixture.store.begin().await.unwrap();
-        let mut taken = take(&mut tx, &[device.key]).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
+        let mut taken = take(&mut tx, &[device.key]).await.must();
+        tx.commit(Wake::default()).await.must();
         taken.remove(&device.key).map(|opk| opk.opk_id)
     }
 
@@ -234,9 +235,9 @@ mod tests {
         for _ in 0..64 {
             let (store, key) = (fixture.store.clone(), bob.key);
             takers.spawn(async move {
-                let mut tx = store.begin().await.unwrap();
-                let taken = take(&mut tx, &[key]).await.unwrap();
-                tx.commit(Wake::default()).await.unwrap();
+                let mut tx = store.begin().await.must();
+                let taken = take(&mut tx, &[key]).await.must();
+                tx.commit(Wake::default()).await.must();
                 taken.get(&key).map(|opk| opk.opk_id)
             });
         }
@@ -263,9 +264,9 @@ mod tests {
         let mut keys: Vec<i64> = devices.iter().map(|device| device.key).collect();
         keys.push(empty.key);
 
-        let mut tx = fixture.store.begin().await.unwrap();
-        let taken = take(&mut tx, &keys).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
+        let taken = take(&mut tx, &keys).await.must();
+        tx.commit(Wake::default()).await.must();
 
         assert_eq!(taken.len(), 10);
         for (device, n) in devices.iter().zip(1_u32..) {
@@ -283,8 +284,8 @@ mod tests {
         let bob = fixture.device("bob", "phone").await;
         supplied(&fixture, &bob, [1, 2]).await;
 
-        let mut tx = fixture.store.begin().await.unwrap();
-        take(&mut tx, &[bob.key]).await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
+        take(&mut tx, &[bob.key]).await.must();
         drop(tx);
 
         assert_eq!(
@@ -324,12 +325,12 @@ mod tests {
         let bob = fixture.device("bob", "phone").await;
         supplied(&fixture, &bob, [1]).await;
 
-        let mut tx = fixture.store.begin().await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
         supply(&mut tx, bob.key, &[opk(1, "another")], 100)
             .await
-            .unwrap();
-        let taken = take(&mut tx, &[bob.key]).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+            .must();
+        let taken = take(&mut tx, &[bob.key]).await.must();
+        tx.commit(Wake::default()).await.must();
 
         assert_eq!(taken[&bob.key], opk(1, "another"));
     }
@@ -357,9 +358,9 @@ mod tests {
         let fixture = Fixture::new().await;
         let bob = fixture.device("bob", "phone").await;
         let asked = async || {
-            let mut tx = fixture.store.begin().await.unwrap();
-            let asked = mark_supply_asked(&mut tx, bob.key, 3).await.unwrap();
-            tx.commit(Wake::default()).await.unwrap();
+            let mut tx = fixture.store.begin().await.must();
+            let asked = mark_supply_asked(&mut tx, bob.key, 3).await.must();
+            tx.commit(Wake::default()).await.must();
             asked
         };
 
@@ -388,16 +389,16 @@ mod tests {
         };
 
         for text in ["first", "second"] {
-            let mut tx = fixture.store.begin().await.unwrap();
-            publish_signed(&mut tx, bob.key, &spk(text)).await.unwrap();
-            tx.commit(Wake::default()).await.unwrap();
+            let mut tx = fixture.store.begin().await.must();
+            publish_signed(&mut tx, bob.key, &spk(text)).await.must();
+            tx.commit(Wake::default()).await.must();
         }
-        let mut tx = fixture.store.begin().await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
         let gone = publish_signed(&mut tx, -1, &spk("third")).await;
 
         let devices = bundle_devices(&fixture.store, &user, None, None)
             .await
-            .unwrap();
+            .must();
         assert_eq!(devices[0].spk, spk("second"));
         assert!(matches!(gone, Err(Error::NotFound("device"))));
     }
@@ -413,7 +414,7 @@ mod tests {
         let ids = async |user, device_id, except| {
             let devices = bundle_devices(&fixture.store, user, device_id, except)
                 .await
-                .unwrap();
+                .must();
             devices
                 .into_iter()
                 .map(|device| device.device_id)

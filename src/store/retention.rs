@@ -147,13 +147,14 @@ mod tests {
         Body, Value,
         tests::{Fixture, TestDevice, mail},
     };
+    use crate::testing::Must as _;
 
     const HOUR_MS: i64 = 3_600_000;
 
     async fn insert(fixture: &Fixture, sql: &'static str, values: Vec<Value>) {
-        let mut tx = fixture.store.begin().await.unwrap();
-        tx.execute(sql, values).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let mut tx = fixture.store.begin().await.must();
+        tx.execute(sql, values).await.must();
+        tx.commit(Wake::default()).await.must();
     }
 
     /// Puts a row whose time is `at` into each table that expires.
@@ -215,7 +216,7 @@ mod tests {
         let sweep = async |later_ms: i64| {
             sweep(&fixture.store, now + later_ms, fixture.store.limits())
                 .await
-                .unwrap();
+                .must();
             counts(&fixture).await
         };
 
@@ -241,7 +242,7 @@ mod tests {
         let sweep = async || {
             sweep(&fixture.store, i64::MAX / 2, fixture.store.limits())
                 .await
-                .unwrap();
+                .must();
             fixture.number("SELECT COUNT(*) FROM auth_codes").await
         };
 
@@ -258,7 +259,7 @@ mod tests {
         for device in [&bob, &carol] {
             for n in 0..5 {
                 let append = mail(&device.address, &n.to_string());
-                fixture.store.append(append).await.unwrap();
+                fixture.store.append(append).await.must();
             }
         }
         fixture.clock.turn(3 * DAY_MS + HOUR_MS);
@@ -266,11 +267,11 @@ mod tests {
             .store
             .append(mail(&carol.address, "fresh"))
             .await
-            .unwrap();
+            .must();
         let stop = CancellationToken::new();
 
         let waiting = async {
-            while mailbox::count(&fixture.store).await.unwrap() > 1 {
+            while mailbox::count(&fixture.store).await.must() > 1 {
                 fixture.clock.turn(60_000);
                 tokio::task::yield_now().await;
             }

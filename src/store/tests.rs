@@ -1,6 +1,8 @@
 //! The store by itself. Here are its builders: a store in a folder of its own, users with devices, what the
 //! writer told, and a check of every counter against the rows that it counts.
 
+use crate::testing::Must as _;
+
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -33,13 +35,13 @@ pub(crate) struct Told(Mutex<Vec<Wake>>);
 
 impl Wakes for Told {
     fn wake(&self, wake: Wake) {
-        self.0.lock().unwrap().push(wake);
+        self.0.lock().must().push(wake);
     }
 }
 
 impl Told {
     pub(crate) fn take(&self) -> Vec<Wake> {
-        std::mem::take(&mut *self.0.lock().unwrap())
+        std::mem::take(&mut *self.0.lock().must())
     }
 }
 
@@ -81,7 +83,7 @@ impl Fixture {
 
     /// A store with other limits. Transactions may take long, because the machine that tests may be slow.
     pub(crate) async fn with(change: impl FnOnce(&mut Limits)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().must();
         let path = folder.path().join("store.db");
         let mut limits = Limits {
             transaction_ms: 20_000,
@@ -98,7 +100,7 @@ impl Fixture {
             clock: clock.clone(),
             faults: Arc::clone(&faults),
         };
-        let store = Store::open(options, &tasks).await.unwrap();
+        let store = Store::open(options, &tasks).await.must();
         let told = Arc::new(Told::default());
         store.on_commit(Arc::<Told>::clone(&told));
         Self {
@@ -106,7 +108,7 @@ impl Fixture {
             clock,
             told,
             faults,
-            home: Home::new(Domain::parse("a.test").unwrap()),
+            home: Home::new(Domain::parse("a.test").must()),
             path,
             tasks,
             _folder: folder,
@@ -128,12 +130,12 @@ impl Fixture {
     /// Registers a device, and its user if there is none.
     pub(crate) async fn device(&self, user: &str, device: &str) -> TestDevice {
         let key = Value::from(&[7_u8; 32]);
-        let mut tx = self.store.begin().await.unwrap();
-        tx.execute(SERVER_KEY, [key.clone()]).await.unwrap();
-        tx.execute(USER, [user.into()]).await.unwrap();
+        let mut tx = self.store.begin().await.must();
+        tx.execute(SERVER_KEY, [key.clone()]).await.must();
+        tx.execute(USER, [user.into()]).await.must();
         let row = tx.row(DEVICE, [user.into(), device.into(), key]).await;
-        let key = row.unwrap().unwrap().int(0).unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let key = row.must().must().int(0).must();
+        tx.commit(Wake::default()).await.must();
         TestDevice {
             key,
             address: self
@@ -150,7 +152,7 @@ impl Fixture {
 
     /// Runs writes so that the writer finds them all waiting: they are one batch.
     async fn together<T>(&self, writes: Vec<impl Future<Output = T>>) -> Vec<T> {
-        let tx = self.store.begin().await.unwrap();
+        let tx = self.store.begin().await.must();
         let count = writes.len();
         let release = async {
             while self.waiting() < count {
@@ -172,14 +174,14 @@ impl Fixture {
 
     /// One number from what is committed.
     pub(crate) async fn number(&self, sql: &'static str) -> i64 {
-        let row = self.store.row(sql, []).await.unwrap();
-        row.unwrap().int(0).unwrap()
+        let row = self.store.row(sql, []).await.must();
+        row.must().int(0).must()
     }
 
     /// The bodies that wait for a device, in order.
     pub(crate) async fn bodies(&self, device: &TestDevice) -> Vec<Bytes> {
         let page = mailbox::page(&self.store, device.key, 0, 10_000).await;
-        page.unwrap().into_iter().map(|row| row.body).collect()
+        page.must().into_iter().map(|row| row.body).collect()
     }
 
     /// Every counter equals what it counts, and no body is kept for nothing.
@@ -235,7 +237,7 @@ pub(crate) fn mail(to: &Local<DeviceAddress>, text: &str) -> Append {
 pub(crate) fn parcel(place: i64, domain: &str, text: &str) -> Append {
     let parcel = Parcel {
         place,
-        domain: Domain::parse(domain).unwrap(),
+        domain: Domain::parse(domain).must(),
         lane: "bob".to_owned(),
         method: 1,
         body: body(text),

@@ -11,6 +11,8 @@ mod devices;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod lab;

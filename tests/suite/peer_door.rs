@@ -664,7 +664,7 @@ async fn a_submission_to_a_user_reaches_all_devices_but_the_ignored() {
     let reply = answer(node.submit_proto_msg(request)).await;
 
     assert_code(&reply, Granted);
-    let told = |stream: &skiserver::proto::skissm::AddUserDeviceMsg| stream.user_address.clone();
+    let told = |stream: &AddUserDeviceMsg| stream.user_address.clone();
     let mut phones = alice.stream().await;
     for _own in ["tablet", "laptop"] {
         phones.next_added_device().await;

@@ -1,5 +1,7 @@
 //! A signer by the contract's definitions, and what the checks say when anything is changed.
 
+use crate::testing::Must as _;
+
 use xeddsa::{Sign as _, xed25519::PrivateKey};
 
 use super::*;
@@ -24,7 +26,7 @@ impl Node {
             &aws_lc_rs::agreement::X25519,
             &secret,
         );
-        let public = key.unwrap().compute_public_key().unwrap();
+        let public = key.must().compute_public_key().must();
         let subject = Subject {
             cn: "node.a.test".to_owned(),
             domain: "a.test".to_owned(),
@@ -63,13 +65,13 @@ impl Node {
 
     /// Signs the certificate as it is.
     fn seal(&mut self) {
-        let fingerprint = sha256(&[&self.certificate.cert.as_ref().unwrap().encode_to_vec()]);
+        let fingerprint = sha256(&[&self.certificate.cert.as_ref().must().encode_to_vec()]);
         self.certificate.signature = self.sign(&fingerprint);
         self.certificate.cert_fingerprint = fingerprint;
     }
 
     fn signed(&self, fingerprint: Bytes) -> ServerSignedSignature {
-        let cert = self.certificate.cert.as_ref().unwrap();
+        let cert = self.certificate.cert.as_ref().must();
         ServerSignedSignature {
             version: 1,
             hash_alg: 1,
@@ -82,7 +84,7 @@ impl Node {
     }
 
     fn bundle(&self, pack: Pack) -> PreKeyBundle {
-        let keys = Keys::generate(pack).unwrap();
+        let keys = Keys::generate(pack).must();
         let mut bundle = PreKeyBundle {
             user_address: Some(bob().to_proto()),
             e2ee_pack_id: pack.id,
@@ -123,11 +125,11 @@ impl Node {
 }
 
 fn bob() -> DeviceAddress {
-    DeviceAddress::parse("bob@a.test/phone").unwrap()
+    DeviceAddress::parse("bob@a.test/phone").must()
 }
 
 fn domain() -> Domain {
-    Domain::parse("a.test").unwrap()
+    Domain::parse("a.test").must()
 }
 
 #[test]
@@ -150,21 +152,21 @@ fn a_good_certificate_passes_and_each_change_is_found() {
         change(&mut bad);
         assert!(certificate(&bad, &domain()).is_err(), "{bad:?}");
     }
-    let other = Domain::parse("b.test").unwrap();
+    let other = Domain::parse("b.test").must();
     assert!(certificate(&node.certificate, &other).is_err());
 }
 
 #[test]
 fn an_incomplete_subject_is_found_even_if_signed() {
     let changes: [fn(&mut Cert); 4] = [
-        |c| c.issuee.as_mut().unwrap().cn.clear(),
-        |c| c.issuer.as_mut().unwrap().o.clear(),
+        |c| c.issuee.as_mut().must().cn.clear(),
+        |c| c.issuer.as_mut().must().o.clear(),
         |c| c.issuer = None,
-        |c| c.issuee.as_mut().unwrap().ou.push(String::new()),
+        |c| c.issuee.as_mut().must().ou.push(String::new()),
     ];
     for change in changes {
         let mut node = Node::new();
-        change(node.certificate.cert.as_mut().unwrap());
+        change(node.certificate.cert.as_mut().must());
         node.seal();
 
         let refused = certificate(&node.certificate, &domain());
@@ -180,11 +182,11 @@ fn an_incomplete_subject_is_found_even_if_signed() {
 fn a_good_bundle_passes_and_each_change_is_found() {
     let node = Node::new();
     let changes: [fn(&mut PreKeyBundle); 6] = [
-        |b| b.user_address = Some(DeviceAddress::parse("eve@a.test/x").unwrap().to_proto()),
+        |b| b.user_address = Some(DeviceAddress::parse("eve@a.test/x").must().to_proto()),
         |b| b.one_time_pre_key_public = None,
-        |b| b.signed_pre_key_public.as_mut().unwrap().spk_id = 9,
-        |b| b.identity_key_public.as_mut().unwrap().asym_public_key = keys::random(1_568),
-        |b| b.signature.as_mut().unwrap().signer = None,
+        |b| b.signed_pre_key_public.as_mut().must().spk_id = 9,
+        |b| b.identity_key_public.as_mut().must().asym_public_key = keys::random(1_568),
+        |b| b.signature.as_mut().must().signer = None,
         |b| b.signature = None,
     ];
     for pack in [Pack::DEFAULT, Pack::SMALL] {
@@ -203,7 +205,7 @@ fn a_good_bundle_passes_and_each_change_is_found() {
 fn a_small_bundle_with_a_foreign_pre_key_signature_is_found() {
     let node = Node::new();
     let mut bad = node.bundle(Pack::SMALL);
-    bad.signed_pre_key_public.as_mut().unwrap().signature = keys::random(64);
+    bad.signed_pre_key_public.as_mut().must().signature = keys::random(64);
     node.sign_bundle(&mut bad);
 
     let refused = bundle(&bad, &node.certificate);
@@ -223,13 +225,13 @@ fn a_good_message_passes_and_each_change_is_found() {
     let good = node.message(Payload::SystemManagerMsg(system), &inner);
     assert_eq!(message(&good, &node.certificate, &bob()), Ok(()));
     let changes: [fn(&mut ProtoMsg); 7] = [
-        |m| m.tag.as_mut().unwrap().proto_msg_t += 1,
+        |m| m.tag.as_mut().must().proto_msg_t += 1,
         |m| m.from = Some(bob().to_proto()),
         |m| m.payload = Some(Payload::SystemManagerMsg(SystemManagerMsg::default())),
         |m| m.signature_list.clear(),
         |m| m.signature_list.push(m.signature_list[0].clone()),
         |m| m.tag = None,
-        |m| m.to = Some(DeviceAddress::parse("bob@a.test/other").unwrap().to_proto()),
+        |m| m.to = Some(DeviceAddress::parse("bob@a.test/other").must().to_proto()),
     ];
     for change in changes {
         let mut bad = good.clone();
@@ -241,7 +243,7 @@ fn a_good_message_passes_and_each_change_is_found() {
 #[test]
 fn an_invite_for_somebody_else_inside_is_found() {
     let node = Node::new();
-    let to = DeviceAddress::parse("eve@a.test/x").unwrap().to_proto();
+    let to = DeviceAddress::parse("eve@a.test/x").must().to_proto();
     let invite = InviteMsg {
         to: Some(to),
         ..InviteMsg::default()

@@ -277,6 +277,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     #[test]
     fn times_are_read_with_their_unit() {
@@ -301,7 +302,7 @@ mod tests {
     fn domains_are_names_and_named_once() {
         let texts = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
 
-        let good = parse_domains(&texts(&["A.test", "b.test"])).unwrap();
+        let good = parse_domains(&texts(&["A.test", "b.test"])).must();
 
         assert_eq!(good[0].as_str(), "a.test");
         assert!(parse_domains(&texts(&["a.test", "A.TEST"])).is_err());

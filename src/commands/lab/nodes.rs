@@ -339,6 +339,7 @@ fn earlier(folder: &NodeFolder) -> Option<(Doors, SocketAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
 
     fn folder_in(dir: &Path, name: &str) -> NodeFolder {
         NodeFolder::new(dir.join(name))
@@ -346,19 +347,19 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_stay_over_runs_and_new_domains_get_others() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let folders = [
             folder_in(dir.path(), "a.test"),
             folder_in(dir.path(), "b.test"),
         ];
-        let authority = authority(dir.path()).unwrap();
-        let (first, dns) = addresses(&folders[..1]).await.unwrap();
-        let domain = Domain::parse("a.test").unwrap();
+        let authority = authority(dir.path()).must();
+        let (first, dns) = addresses(&folders[..1]).await.must();
+        let domain = Domain::parse("a.test").must();
         folders[0]
             .prepare(&domain, &first[0], dns, &authority)
-            .unwrap();
+            .must();
 
-        let (second, dns_again) = addresses(&folders).await.unwrap();
+        let (second, dns_again) = addresses(&folders).await.must();
 
         assert_eq!((second[0], dns_again), (first[0], dns));
         let all = [dns, second[0].client, second[0].peer, second[0].admin];
@@ -369,21 +370,21 @@ mod tests {
 
     #[tokio::test]
     async fn the_authority_stays_over_runs() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
 
-        let first = authority(dir.path()).unwrap();
-        let second = authority(dir.path()).unwrap();
+        let first = authority(dir.path()).must();
+        let second = authority(dir.path()).must();
 
         assert_eq!(first.certificate_pem(), second.certificate_pem());
     }
 
     #[tokio::test]
     async fn a_program_that_ends_at_once_is_named_with_its_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let domains = [Domain::parse("a.test").unwrap()];
+        let dir = tempfile::tempdir().must();
+        let domains = [Domain::parse("a.test").must()];
         let mut nodes = Nodes::start(dir.path(), &domains, Path::new("/bin/false"))
             .await
-            .unwrap();
+            .must();
 
         let error = nodes.ready().await.unwrap_err().to_string();
 
@@ -395,7 +396,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_reads_its_pipe_ends_with_the_lab() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().must();
         let script = dir.path().join("program");
         // Like a node, it ends when its standard input does. Another process writes it: a file that this one
         // has open for writing while it starts children can't be executed.
@@ -406,14 +407,14 @@ mod tests {
             ])
             .arg(&script)
             .status();
-        assert!(written.unwrap().success());
+        assert!(written.must().success());
         let domains = [
-            Domain::parse("a.test").unwrap(),
-            Domain::parse("b.test").unwrap(),
+            Domain::parse("a.test").must(),
+            Domain::parse("b.test").must(),
         ];
         let mut nodes = Nodes::start(&dir.path().join("lab"), &domains, &script)
             .await
-            .unwrap();
+            .must();
         assert!(nodes.manifest().domains.iter().all(|node| node.pid != 0));
         assert!(nodes.ends().is_empty());
 

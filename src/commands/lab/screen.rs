@@ -189,6 +189,7 @@ fn draw(frame: &mut Frame<'_>, rows: &[Row]) {
 
 #[cfg(test)]
 mod tests {
+    use crate::testing::Must as _;
     use ratatui::backend::TestBackend;
 
     use super::*;
@@ -234,13 +235,13 @@ mod tests {
 
     #[test]
     fn the_table_has_a_header_and_a_line_for_each_domain() {
-        let mut terminal = Terminal::new(TestBackend::new(101, 3)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(101, 3)).must();
         let rows = [
             row("a.test", true, Some(figures())),
             row("b.test", false, Some(figures())),
         ];
 
-        terminal.draw(|frame| draw(frame, &rows)).unwrap();
+        terminal.draw(|frame| draw(frame, &rows)).must();
 
         let screen = terminal.backend().to_string();
         let lines: Vec<&str> = screen.lines().collect();

@@ -1,5 +1,7 @@
 //! Both doors over loopback: who gets in, who is put out, and that shutdown ends.
 
+use crate::testing::Must as _;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use futures_util::{FutureExt, StreamExt};
@@ -34,8 +36,8 @@ struct Scene {
 impl Scene {
     async fn new(kind: DoorKind, limits: &Limits) -> Self {
         let (a, b, authority) = two_nodes();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.must();
+        let address = listener.local_addr().must();
         let (tracker, stop, kill) = (
             TaskTracker::new(),
             CancellationToken::new(),
@@ -66,7 +68,7 @@ impl Scene {
     }
 
     async fn next(&mut self) -> Conn {
-        self.connections.next().await.unwrap().unwrap()
+        self.connections.next().await.must().must()
     }
 
     /// Whether the door hangs up on a connection on which nothing is sent.
@@ -80,15 +82,15 @@ impl Scene {
 async fn the_peer_door_hands_on_who_calls() {
     let mut scene = Scene::new(DoorKind::Peer, &Limits::default()).await;
 
-    let mut tls = scene.call().await.unwrap();
+    let mut tls = scene.call().await.must();
     let mut conn = scene.next().await;
 
     let info = conn.connect_info();
-    assert_eq!(info.remote, tls.get_ref().0.local_addr().unwrap());
-    let peer = info.peer.unwrap();
+    assert_eq!(info.remote, tls.get_ref().0.local_addr().must());
+    let peer = info.peer.must();
     let (b, c) = (
-        Domain::parse("b.test").unwrap(),
-        Domain::parse("c.test").unwrap(),
+        Domain::parse("b.test").must(),
+        Domain::parse("c.test").must(),
     );
     assert_eq!(peer.speaks_for(None), Ok(b.clone()));
     assert_eq!(peer.speaks_for(Some(&b)), Ok(b));
@@ -96,12 +98,12 @@ async fn the_peer_door_hands_on_who_calls() {
         peer.speaks_for(Some(&c)),
         Err(Refused::Certificate(_))
     ));
-    tls.write_all(b"ping").await.unwrap();
+    tls.write_all(b"ping").await.must();
     let mut bytes = [0; 4];
-    conn.read_exact(&mut bytes).await.unwrap();
+    conn.read_exact(&mut bytes).await.must();
     assert_eq!(&bytes, b"ping");
-    conn.write_all(b"pong").await.unwrap();
-    tls.read_exact(&mut bytes).await.unwrap();
+    conn.write_all(b"pong").await.must();
+    tls.read_exact(&mut bytes).await.must();
     assert_eq!(&bytes, b"pong");
 }
 
@@ -113,12 +115,12 @@ async fn a_stranger_does_not_get_past_the_peer_door_and_others_still_do() {
 
     let mut tls = dial(&stranger.identity(), "a.test", scene.address)
         .await
-        .unwrap();
+        .must();
     let alert = tls.read_u8().await.unwrap_err().to_string();
-    let _known = scene.call().await.unwrap();
+    let _known = scene.call().await.must();
 
     assert!(alert.contains("UnknownCA"), "{alert}");
-    let peer = scene.next().await.connect_info().peer.unwrap();
+    let peer = scene.next().await.connect_info().peer.must();
     assert_eq!(
         peer.speaks_for(None),
         Domain::parse("b.test").map_err(|_| Refused::Ambiguous)
@@ -130,7 +132,7 @@ async fn a_stranger_does_not_get_past_the_peer_door_and_others_still_do() {
 async fn the_client_door_asks_for_no_certificate() {
     let mut scene = Scene::new(DoorKind::Client, &Limits::default()).await;
 
-    let _tls = scene.call().await.unwrap();
+    let _tls = scene.call().await.must();
 
     assert!(scene.next().await.connect_info().peer.is_none());
 }
@@ -148,15 +150,15 @@ async fn a_connection_over_the_limit_is_hung_up_until_another_ends() {
         },
     ] {
         let mut scene = Scene::new(DoorKind::Client, &limits).await;
-        let _first = scene.call().await.unwrap();
+        let _first = scene.call().await.must();
         let first = scene.next().await;
-        let _second = scene.call().await.unwrap();
+        let _second = scene.call().await.must();
         let _second_conn = scene.next().await;
 
-        let third = TcpStream::connect(scene.address).await.unwrap();
+        let third = TcpStream::connect(scene.address).await.must();
         assert!(scene.hangs_up(third).await);
         drop(first);
-        let _fourth = scene.call().await.unwrap();
+        let _fourth = scene.call().await.must();
 
         scene.next().await;
     }
@@ -169,7 +171,7 @@ fn a_subscriber_of_ipv6_is_a_whole_64() {
         ..Limits::default()
     };
     let places = Places::new(&limits);
-    let take = |text: &str| places.take(text.parse().unwrap());
+    let take = |text: &str| places.take(text.parse().must());
 
     let one = take("2001:db8::1");
     assert!(one.is_some());
@@ -180,7 +182,7 @@ fn a_subscriber_of_ipv6_is_a_whole_64() {
     assert!(take("::ffff:192.0.2.1").is_none());
     drop((one, four));
     assert!(take("2001:db8::2").is_some());
-    assert!(places.from.lock().unwrap().is_empty());
+    assert!(places.from.lock().must().is_empty());
 }
 
 #[tokio::test]
@@ -191,7 +193,7 @@ async fn a_caller_that_never_finishes_its_handshake_is_hung_up() {
     };
     let scene = Scene::new(DoorKind::Peer, &limits).await;
 
-    let silent = TcpStream::connect(scene.address).await.unwrap();
+    let silent = TcpStream::connect(scene.address).await.must();
 
     assert!(scene.hangs_up(silent).await);
 }
@@ -203,11 +205,11 @@ async fn a_connection_without_a_first_byte_fails_and_a_quiet_one_later_does_not(
         ..Limits::default()
     };
     let mut scene = Scene::new(DoorKind::Client, &limits).await;
-    let mut talker = scene.call().await.unwrap();
-    talker.write_all(b"x").await.unwrap();
+    let mut talker = scene.call().await.must();
+    talker.write_all(b"x").await.must();
     let mut conn = scene.next().await;
-    assert_eq!(conn.read_u8().await.unwrap(), b'x');
-    let _silent = scene.call().await.unwrap();
+    assert_eq!(conn.read_u8().await.must(), b'x');
+    let _silent = scene.call().await.must();
     let mut silent = scene.next().await;
 
     let error = silent.read_u8().await.unwrap_err();
@@ -220,9 +222,9 @@ async fn a_connection_without_a_first_byte_fails_and_a_quiet_one_later_does_not(
 #[tokio::test]
 async fn stop_ends_the_door_and_kill_ends_its_connections() {
     let mut scene = Scene::new(DoorKind::Peer, &Limits::default()).await;
-    let _tls = scene.call().await.unwrap();
+    let _tls = scene.call().await.must();
     let mut conn = scene.next().await;
-    let half_open = TcpStream::connect(scene.address).await.unwrap();
+    let half_open = TcpStream::connect(scene.address).await.must();
 
     scene.stop.cancel();
     assert!(scene.connections.next().await.is_none());
@@ -241,7 +243,7 @@ async fn stop_ends_the_door_and_kill_ends_its_connections() {
 #[tokio::test]
 async fn a_server_with_a_silent_connection_ends_when_it_is_killed() {
     let mut scene = Scene::new(DoorKind::Peer, &Limits::default()).await;
-    let mut tls = scene.call().await.unwrap();
+    let mut tls = scene.call().await.must();
     let connections = std::mem::replace(
         &mut scene.connections,
         futures_util::stream::empty().boxed(),
@@ -255,7 +257,7 @@ async fn a_server_with_a_silent_connection_ends_when_it_is_killed() {
     // An HTTP/2 server speaks first, so its frame shows that the connection is being served.
     let mut frame = [0; 9];
     tokio::select! {
-        read = tls.read_exact(&mut frame) => { read.unwrap(); }
+        read = tls.read_exact(&mut frame) => { read.must(); }
         _ = &mut server => panic!("ended by itself"),
     }
     scene.stop.cancel();
@@ -263,5 +265,5 @@ async fn a_server_with_a_silent_connection_ends_when_it_is_killed() {
 
     scene.kill.cancel();
 
-    server.await.unwrap();
+    server.await.must();
 }

@@ -1,5 +1,7 @@
 //! Settings and files that change under a running node, and the connections that are open meanwhile.
 
+use crate::testing::Must as _;
+
 use super::{domain, with_list};
 use crate::{
     config::Policy,
@@ -26,7 +28,7 @@ fn the_policy_decides_who_may_talk() {
         node.config.federation.policy = policy;
         node.config.federation.domains = listed.into_iter().map(str::to_owned).collect();
 
-        identity.configure(&node.config).unwrap();
+        identity.configure(&node.config).must();
 
         let snapshot = identity.current();
         let trust = snapshot.trust();
@@ -49,14 +51,14 @@ fn a_node_does_not_start_with_files_that_it_could_not_use() {
     assert_eq!(failure(&node), None);
 
     node.show(&authority.issue(&["c.test"]));
-    let text = failure(&node).unwrap();
+    let text = failure(&node).must();
     assert!(
         text.contains("node.pem") && text.contains("a.test"),
         "{text}"
     );
     node.show(&authority.issue(&["a.test"]));
     node.write("ca.pem", "nothing");
-    let text = failure(&node).unwrap();
+    let text = failure(&node).must();
     assert!(text.contains("ca.pem"), "{text}");
 }
 
@@ -73,7 +75,7 @@ fn a_missing_revocation_list_does_not_clear_anybody() {
     };
     assert_eq!(of(), Err(Reason::Revoked));
 
-    std::fs::remove_file(&judge.config.federation.crl_files[0]).unwrap();
+    std::fs::remove_file(&judge.config.federation.crl_files[0]).must();
 
     assert!(!identity.reload());
     assert_eq!(of(), Err(Reason::Revoked));
@@ -128,12 +130,12 @@ fn an_open_connection_speaks_for_what_its_certificate_proves_now() {
 
     judge.config.federation.policy = Policy::Deny;
     judge.config.federation.domains = vec!["a.test".to_owned()];
-    identity.configure(&judge.config).unwrap();
+    identity.configure(&judge.config).must();
     assert_eq!(one.speaks_for(None), Err(Refused::Policy(a.clone())));
 
     judge.config.federation.policy = Policy::Open;
     judge.write("list.pem", &root.revoke(&[1], 2120));
-    identity.configure(&judge.config).unwrap();
+    identity.configure(&judge.config).must();
     let revoked = Err(Refused::Certificate(Reason::Revoked));
     assert_eq!(one.speaks_for(Some(&a)), revoked);
 }

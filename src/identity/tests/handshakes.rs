@@ -1,5 +1,7 @@
 //! Real handshakes over loopback between two identities.
 
+use crate::testing::Must as _;
+
 use std::sync::Arc;
 
 use rcgen::ExtendedKeyUsagePurpose::{self, ClientAuth, CodeSigning, ServerAuth};
@@ -36,34 +38,34 @@ impl Ends {
 
 /// `dialler` calls `name` and reaches `door`.
 async fn shake_hands(door: &Identity, dialler: &Identity, name: &Domain) -> Ends {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.must();
+    let address = listener.local_addr().must();
     let at_door = async {
         let handshake = door.current().peer_door();
-        let (tcp, _) = listener.accept().await.unwrap();
+        let (tcp, _) = listener.accept().await.must();
         match TlsAcceptor::from(handshake.config.clone())
             .accept(tcp)
             .await
         {
             Ok(mut tls) => {
-                tls.write_all(b"!").await.unwrap();
-                tls.shutdown().await.unwrap();
-                Ok(tls.get_ref().1.peer_certificates().unwrap().to_vec())
+                tls.write_all(b"!").await.must();
+                tls.shutdown().await.must();
+                Ok(tls.get_ref().1.peer_certificates().must().to_vec())
             }
             Err(_) => Err(handshake.refused().cloned()),
         }
     };
     let at_dialler = async {
         let handshake = dialler.current().dial(name);
-        let tcp = TcpStream::connect(address).await.unwrap();
-        let server = ServerName::try_from(name.as_str().to_owned()).unwrap();
+        let tcp = TcpStream::connect(address).await.must();
+        let server = ServerName::try_from(name.as_str().to_owned()).must();
         match TlsConnector::from(handshake.config.clone())
             .connect(server, tcp)
             .await
         {
             Ok(mut tls) => {
                 let greeting = tls.read_u8().await;
-                let seen = tls.get_ref().1.peer_certificates().unwrap().to_vec();
+                let seen = tls.get_ref().1.peer_certificates().must().to_vec();
                 (Ok(seen), greeting)
             }
             Err(error) => (Err(handshake.refused().cloned()), Err(error)),
@@ -80,7 +82,7 @@ async fn shake_hands(door: &Identity, dialler: &Identity, name: &Domain) -> Ends
 /// A node of a.test with `subject`, which trusts whatever `judge_of` shows.
 fn subject_node(subject: &Leaf, authority: &Authority, judge: &Folder) -> Folder {
     let mut node = Folder::new("a.test", subject, authority);
-    let ca = std::fs::read_to_string(&judge.config.federation.ca_files[0]).unwrap();
+    let ca = std::fs::read_to_string(&judge.config.federation.ca_files[0]).must();
     node.config.federation.ca_files = vec![node.write("b.pem", &ca)];
     node
 }
@@ -110,7 +112,7 @@ async fn judged(
         &ends.dialler
     };
     if let Err(reason) = verdict {
-        return Err(reason.clone().unwrap());
+        return Err(reason.clone().must());
     }
     assert!(ends.is_ok(), "{ends:?}");
     Ok(())
@@ -161,7 +163,7 @@ async fn a_door_of_another_domain_is_refused_with_both_names() {
 
     let ends = shake_hands(&c.identity(), &a.identity(), &domain("b.test")).await;
 
-    let reason = ends.dialler.unwrap_err().unwrap();
+    let reason = ends.dialler.unwrap_err().must();
     assert_eq!(
         reason.to_string(),
         "the certificate is for c.test, not for b.test"
@@ -190,30 +192,30 @@ async fn a_refused_dialler_reads_why_in_the_alert() {
 async fn nobody_gets_through_the_peer_door_without_a_certificate() {
     let authority = Authority::new("shared");
     let door = Folder::new("a.test", &authority.issue(&["a.test"]), &authority).identity();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.must();
+    let address = listener.local_addr().must();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der()).unwrap();
+    roots.add(authority.der()).must();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .unwrap()
+        .must()
         .with_root_certificates(roots)
         .with_no_client_auth();
 
     let (accepted, ()) = tokio::join!(
         async {
-            let (tcp, _) = listener.accept().await.unwrap();
+            let (tcp, _) = listener.accept().await.must();
             let handshake = door.current().peer_door();
             TlsAcceptor::from(handshake.config).accept(tcp).await
         },
         async {
-            let tcp = TcpStream::connect(address).await.unwrap();
-            let name = ServerName::try_from("a.test").unwrap();
+            let tcp = TcpStream::connect(address).await.must();
+            let name = ServerName::try_from("a.test").must();
             let mut tls = TlsConnector::from(Arc::new(config))
                 .connect(name, tcp)
                 .await
-                .unwrap();
+                .must();
             let _ = tls.read_u8().await;
         }
     );
@@ -232,7 +234,7 @@ async fn a_new_certificate_is_presented_at_the_next_handshake_on_both_sides() {
     let presented = async || {
         let calls = shake_hands(&b, &a, &domain("b.test")).await;
         let is_called = shake_hands(&a, &b, &domain("a.test")).await;
-        (calls.door.unwrap(), is_called.dialler.unwrap())
+        (calls.door.must(), is_called.dialler.must())
     };
     let (old, new) = (vec![first.der.clone()], vec![second.der.clone()]);
     assert_eq!(presented().await, (old.clone(), old));
@@ -267,15 +269,15 @@ async fn a_broken_or_foreign_pair_is_refused_and_the_old_one_stays() {
         assert!(!a.reload(), "{what}");
 
         let ends = shake_hands(&a, &b, &domain("a.test")).await;
-        assert_eq!(ends.dialler.unwrap(), vec![first.der.clone()], "{what}");
+        assert_eq!(ends.dialler.must(), vec![first.der.clone()], "{what}");
     }
     a_node.show(&foreign_name);
     a.reload();
     let ends = shake_hands(&a, &b, &domain("a.test")).await;
-    assert_eq!(ends.dialler.unwrap(), vec![first.der.clone()]);
+    assert_eq!(ends.dialler.must(), vec![first.der.clone()]);
 
     a_node.show(&second);
     assert!(a.reload());
     let ends = shake_hands(&a, &b, &domain("a.test")).await;
-    assert_eq!(ends.dialler.unwrap(), vec![second.der.clone()]);
+    assert_eq!(ends.dialler.must(), vec![second.der.clone()]);
 }

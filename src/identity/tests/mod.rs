@@ -1,5 +1,7 @@
 //! What proves a certificate, in handshakes and by itself, and what changes under a running node.
 
+use crate::testing::Must as _;
+
 mod changes;
 mod handshakes;
 mod verdicts;
@@ -14,7 +16,7 @@ use super::{
 use crate::{address::Domain, config::Peer};
 
 fn domain(text: &str) -> Domain {
-    Domain::parse(text).unwrap()
+    Domain::parse(text).must()
 }
 
 /// How one side is trusted by the other.

@@ -1,5 +1,7 @@
 //! Registered devices on a test's node.
 
+use crate::testing::Must as _;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use prost::Message as _;
@@ -31,8 +33,8 @@ pub(crate) async fn code(bench: &Bench, authenticator: &str) -> String {
     let request = AcquireAuthCodeRequest {
         authenticator: authenticator.to_owned(),
     };
-    acquire_code(bench, &stranger(), request).await.unwrap();
-    bench.code(authenticator).unwrap()
+    acquire_code(bench, &stranger(), request).await.must();
+    bench.code(authenticator).must()
 }
 
 /// A registration that is right in every field but the code.
@@ -79,10 +81,10 @@ pub(crate) struct Phone {
 
 impl Phone {
     pub(crate) async fn new(bench: &Bench, user_id: &str, device_id: &str) -> Self {
-        let answer = apply(bench, form(user_id, device_id)).await.unwrap();
-        let address = DeviceAddress::from_proto(answer.address.as_ref()).unwrap();
-        let address = bench.home.local(&address).unwrap();
-        let key = key(bench, &address).await.unwrap();
+        let answer = apply(bench, form(user_id, device_id)).await.must();
+        let address = DeviceAddress::from_proto(answer.address.as_ref()).must();
+        let address = bench.home.local(&address).must();
+        let key = key(bench, &address).await.must();
         Self {
             address,
             key,
@@ -101,26 +103,24 @@ impl Phone {
     /// The payloads that wait for the device.
     pub(crate) async fn letters(&self, bench: &Bench) -> Vec<Payload> {
         let mail = self.mail(bench).await;
-        mail.into_iter().map(|(_, m)| m.payload.unwrap()).collect()
+        mail.into_iter().map(|(_, m)| m.payload.must()).collect()
     }
 }
 
 pub(crate) async fn key(bench: &Bench, device: &Local<DeviceAddress>) -> Option<i64> {
-    let mut tx = bench.store.begin().await.unwrap();
-    devices::find(&mut tx, device).await.unwrap()
+    let mut tx = bench.store.begin().await.must();
+    devices::find(&mut tx, device).await.must()
 }
 
 pub(crate) async fn caller(bench: &Bench, token: &str) -> Option<Caller> {
     let (hash, now) = (sha256(&[token.as_bytes()]), bench.clock.now_ms());
     let device = tokens::device(&bench.store, &bench.home, hash, now);
-    device.await.unwrap().map(|d| Caller::Device(Box::new(d)))
+    device.await.must().map(|d| Caller::Device(Box::new(d)))
 }
 
 pub(crate) async fn mail(bench: &Bench, device_key: i64) -> Vec<(i64, ProtoMsg)> {
-    let waiting = mailbox::page(&bench.store, device_key, 0, 100)
-        .await
-        .unwrap();
-    let decode = |w: mailbox::Waiting| (w.msg_t, ProtoMsg::decode(w.body).unwrap());
+    let waiting = mailbox::page(&bench.store, device_key, 0, 100).await.must();
+    let decode = |w: mailbox::Waiting| (w.msg_t, ProtoMsg::decode(w.body).must());
     waiting.into_iter().map(decode).collect()
 }
 
@@ -137,20 +137,20 @@ pub(crate) async fn pair(bench: &Bench, one: &DeviceAddress, other: &DeviceAddre
         pairs: ours.collect(),
         ..Append::default()
     };
-    bench.store.append(append).await.unwrap();
+    bench.store.append(append).await.must();
 }
 
 pub(crate) async fn count(bench: &Bench, sql: &'static str) -> i64 {
-    let row = bench.store.row(sql, []).await.unwrap().unwrap();
-    row.int(0).unwrap()
+    let row = bench.store.row(sql, []).await.must().must();
+    row.int(0).must()
 }
 
 /// What waits for other domains, in order: domain, lane and the encoded request.
 pub(crate) async fn outbox(bench: &Bench) -> Vec<(String, String, bytes::Bytes)> {
     let mut waiting = Vec::new();
-    for place in outbox::places(&bench.store, 0, 100).await.unwrap() {
-        let stored = outbox::one(&bench.store, place.place).await.unwrap();
-        let stored = stored.unwrap();
+    for place in outbox::places(&bench.store, 0, 100).await.must() {
+        let stored = outbox::one(&bench.store, place.place).await.must();
+        let stored = stored.must();
         waiting.push((stored.domain.to_string(), stored.lane, stored.body));
     }
     waiting

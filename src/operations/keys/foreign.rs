@@ -73,6 +73,7 @@ fn one(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Must as _;
     use crate::{
         address::{Domain, Home, Route},
         proto::skissm::{
@@ -81,8 +82,8 @@ mod tests {
     };
 
     fn asked(device_id: Option<&str>) -> Asked<Remote<UserAddress>> {
-        let user = UserAddress::parse("bob@b.test").unwrap();
-        let home = Home::new(Domain::parse("a.test").unwrap());
+        let user = UserAddress::parse("bob@b.test").must();
+        let home = Home::new(Domain::parse("a.test").must());
         let Route::There(user) = home.route(&user) else {
             panic!("not ours");
         };
@@ -94,7 +95,7 @@ mod tests {
 
     fn bundle(device: &str) -> PreKeyBundle {
         PreKeyBundle {
-            user_address: Some(DeviceAddress::parse(device).unwrap().to_proto()),
+            user_address: Some(DeviceAddress::parse(device).must().to_proto()),
             e2ee_pack_id: 0x0011_3101,
             identity_key_public: Some(IdentityKeyPublic {
                 asym_public_key: vec![1; 1_568].into(),
@@ -124,11 +125,11 @@ mod tests {
     #[test]
     fn a_good_answer_keeps_its_order_and_loses_foreign_signatures_and_spellings() {
         let mut first = bundle("bob@b.test/z");
-        first.user_address.as_mut().unwrap().domain = "B.TEST".to_owned();
+        first.user_address.as_mut().must().domain = "B.TEST".to_owned();
         let mut second = bundle("bob@b.test/a");
         second.one_time_pre_key_public = None;
 
-        let bundles = checked(reply(vec![first, second]), &asked(None), 1).unwrap();
+        let bundles = checked(reply(vec![first, second]), &asked(None), 1).must();
 
         let addresses: Vec<String> = bundles
             .iter()
@@ -143,7 +144,7 @@ mod tests {
         assert!(bundles[1].1.one_time_pre_key_public.is_none());
         assert!(
             checked(reply(Vec::new()), &asked(None), 1)
-                .unwrap()
+                .must()
                 .is_empty()
         );
     }
@@ -171,7 +172,7 @@ mod tests {
             (
                 "no device",
                 of(&|b| {
-                    b.user_address = Some(UserAddress::parse("bob@b.test").unwrap().to_proto());
+                    b.user_address = Some(UserAddress::parse("bob@b.test").must().to_proto());
                 }),
             ),
             ("no identity", of(&|b| b.identity_key_public = None)),
@@ -180,7 +181,7 @@ mod tests {
                 of(&|b| {
                     b.identity_key_public
                         .as_mut()
-                        .unwrap()
+                        .must()
                         .sign_public_key
                         .clear();
                 }),
@@ -188,7 +189,7 @@ mod tests {
             ("no signed key", of(&|b| b.signed_pre_key_public = None)),
             (
                 "an empty signature",
-                of(&|b| b.signed_pre_key_public.as_mut().unwrap().signature.clear()),
+                of(&|b| b.signed_pre_key_public.as_mut().must().signature.clear()),
             ),
             (
                 "an empty one-time key",
@@ -196,7 +197,7 @@ mod tests {
             ),
             (
                 "id 0",
-                of(&|b| b.one_time_pre_key_public.as_mut().unwrap().opk_id = 0),
+                of(&|b| b.one_time_pre_key_public.as_mut().must().opk_id = 0),
             ),
             ("an unknown pack", of(&|b| b.e2ee_pack_id = 7)),
         ];

@@ -1,5 +1,7 @@
 //! Bundles, signed and one-time pre-keys on a node without doors.
 
+use crate::testing::Must as _;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use prost::Message as _;
@@ -25,7 +27,7 @@ struct Phone {
 fn opks(ids: impl IntoIterator<Item = u32>) -> Vec<OneTimePreKeyPublic> {
     let opk = |opk_id: u32| OneTimePreKeyPublic {
         opk_id,
-        public_key: vec![u8::try_from(opk_id % 251).unwrap(); KEM_BYTES].into(),
+        public_key: vec![u8::try_from(opk_id % 251).must(); KEM_BYTES].into(),
     };
     ids.into_iter().map(opk).collect()
 }
@@ -47,15 +49,15 @@ fn identity() -> IdentityKeyPublic {
 
 impl Phone {
     async fn new(bench: &Bench, user_id: &str, device_id: &str, keys: u32) -> Self {
-        let user = bench.home.user(user_id).unwrap();
-        let address = bench.home.local(&user.device(device_id).unwrap()).unwrap();
-        let mut tx = bench.store.begin().await.unwrap();
-        let row = match users::by_id(&mut tx, &user).await.unwrap() {
+        let user = bench.home.user(user_id).must();
+        let address = bench.home.local(&user.device(device_id).must()).must();
+        let mut tx = bench.store.begin().await.must();
+        let row = match users::by_id(&mut tx, &user).await.must() {
             Some(row) => row,
             None => users::insert(&mut tx, &user, user_id, 0)
                 .await
-                .unwrap()
-                .unwrap(),
+                .must()
+                .must(),
         };
         let signing_key_id = bench.signer.certificate().0;
         let registration = devices::Registration {
@@ -69,8 +71,8 @@ impl Phone {
             password_hash: "",
             now: 0,
         };
-        let key = devices::insert(&mut tx, &registration).await.unwrap();
-        tx.commit(Wake::default()).await.unwrap();
+        let key = devices::insert(&mut tx, &registration).await.must();
+        tx.commit(Wake::default()).await.must();
         let device = Device {
             key,
             user_key: row.key,
@@ -102,9 +104,9 @@ impl Phone {
     async fn letters(&self, bench: &Bench) -> Vec<ProtoMsg> {
         let mail = mailbox::page(&bench.store, self.device.key, 0, 100)
             .await
-            .unwrap();
+            .must();
         mail.into_iter()
-            .map(|row| ProtoMsg::decode(row.body).unwrap())
+            .map(|row| ProtoMsg::decode(row.body).must())
             .collect()
     }
 }
@@ -127,7 +129,7 @@ async fn asks(
 
 fn ids(bundles: &[PreKeyBundle]) -> Vec<(String, Option<u32>)> {
     let id = |bundle: &PreKeyBundle| {
-        let address = DeviceAddress::from_proto(bundle.user_address.as_ref()).unwrap();
+        let address = DeviceAddress::from_proto(bundle.user_address.as_ref()).must();
         let opk = bundle.one_time_pre_key_public.as_ref();
         (address.to_string(), opk.map(|opk| opk.opk_id))
     };
@@ -143,11 +145,11 @@ async fn stock(bench: &Bench) -> i64 {
         .store
         .row("SELECT COUNT(*) FROM one_time_keys", [])
         .await;
-    row.unwrap().unwrap().int(0).unwrap()
+    row.must().must().int(0).must()
 }
 
 fn peer(domain: &str) -> Caller {
-    Caller::Peer(Domain::parse(domain).unwrap())
+    Caller::Peer(Domain::parse(domain).must())
 }
 
 #[tokio::test]
@@ -159,8 +161,8 @@ async fn a_device_gets_signed_bundles_of_all_devices_with_a_key_each() {
     }
     Phone::new(&bench, "bob", "empty", 0).await;
 
-    let bundles = alice.asks(&bench, "bob", "").await.unwrap();
-    let one = alice.asks(&bench, "bob", "laptop").await.unwrap();
+    let bundles = alice.asks(&bench, "bob", "").await.must();
+    let one = alice.asks(&bench, "bob", "laptop").await.must();
 
     let all = [
         ("bob@a.test/phone", Some(1)),
@@ -169,17 +171,15 @@ async fn a_device_gets_signed_bundles_of_all_devices_with_a_key_each() {
     ];
     assert_eq!(ids(&bundles), all.map(|(id, opk)| named(id, opk)));
     assert_eq!(ids(&one), [named("bob@a.test/laptop", Some(2))]);
-    let certificate = bench.signer.certificate().1.cert.unwrap();
+    let certificate = bench.signer.certificate().1.cert.must();
     for bundle in &bundles {
         assert_eq!(
             (bundle.e2ee_pack_id, bundle.identity_key_public.clone()),
             (PACK, Some(identity()))
         );
         assert_eq!(bundle.signed_pre_key_public, Some(spk(1, 3)));
-        let (signature, fingerprint) = (
-            bundle.signature.clone().unwrap(),
-            bundle_fingerprint(bundle),
-        );
+        let (signature, fingerprint) =
+            (bundle.signature.clone().must(), bundle_fingerprint(bundle));
         assert_eq!(&signature.msg_fingerprint[..], &fingerprint[..]);
         assert!(verify_xed25519(
             &certificate.public_key,
@@ -196,9 +196,9 @@ async fn a_device_gets_its_siblings_but_never_itself() {
 
     let alone = phone.asks(&bench, "bob", "").await;
     Phone::new(&bench, "bob", "laptop", 1).await;
-    let others = phone.asks(&bench, "bob", "").await.unwrap();
+    let others = phone.asks(&bench, "bob", "").await.must();
     let itself = phone.asks(&bench, "bob", "phone").await;
-    let sibling = phone.asks(&bench, "bob", "laptop").await.unwrap();
+    let sibling = phone.asks(&bench, "bob", "laptop").await.must();
 
     assert!(matches!(alone, Err(Error::Empty)));
     assert_eq!(ids(&others), [named("bob@a.test/laptop", Some(1))]);
@@ -246,7 +246,7 @@ async fn whoever_had_its_share_gets_bundles_without_one_time_keys() {
     ] {
         let mut keys = Vec::new();
         for _ in 0..4 {
-            let bundles = asks(&bench, caller, "bob", "").await.unwrap();
+            let bundles = asks(&bench, caller, "bob", "").await.must();
             keys.push(ids(&bundles)[0].1);
         }
         got.push(keys);
@@ -269,7 +269,7 @@ async fn a_peer_gets_unsigned_bundles_of_our_users_only() {
         device_id: String::new(),
     };
 
-    let ours = asks(&bench, &peer("b.test"), "bob", "").await.unwrap();
+    let ours = asks(&bench, &peer("b.test"), "bob", "").await.must();
     let third = bundles(&bench, &peer("b.test"), elsewhere).await;
     let unknown = asks(&bench, &peer("b.test"), "carol", "").await;
 
@@ -289,10 +289,10 @@ async fn a_device_whose_stock_runs_low_is_asked_once_for_no_more_than_it_has() {
     let alice = Phone::new(&bench, "alice", "phone", 0).await;
     let bob = Phone::new(&bench, "bob", "phone", limits::OPKS_LOW + 2).await;
 
-    alice.asks(&bench, "bob", "").await.unwrap();
+    alice.asks(&bench, "bob", "").await.must();
     let early = bob.letters(&bench).await;
     for _ in 0..3 {
-        alice.asks(&bench, "bob", "").await.unwrap();
+        alice.asks(&bench, "bob", "").await.must();
     }
     let asked = bob.letters(&bench).await;
     let request = SupplyOpksRequest {
@@ -300,8 +300,8 @@ async fn a_device_whose_stock_runs_low_is_asked_once_for_no_more_than_it_has() {
         user_address: Some(bob.address()),
         one_time_pre_key_public_list: opks([1, 2]),
     };
-    supply(&bench, &bob.caller, request).await.unwrap();
-    alice.asks(&bench, "bob", "").await.unwrap();
+    supply(&bench, &bob.caller, request).await.must();
+    alice.asks(&bench, "bob", "").await.must();
     let again = bob.letters(&bench).await;
 
     assert!(early.is_empty());
@@ -323,7 +323,7 @@ async fn nobody_is_asked_for_keys_unless_the_operator_wants_it() {
     let bob = Phone::new(&bench, "bob", "phone", 3).await;
 
     for _ in 0..4 {
-        alice.asks(&bench, "bob", "").await.unwrap();
+        alice.asks(&bench, "bob", "").await.must();
     }
 
     assert!(bob.letters(&bench).await.is_empty());
@@ -343,7 +343,7 @@ async fn a_published_key_is_in_the_next_bundle() {
     for key in [spk(2, 8), spk(2, 9)] {
         publish_signed(&bench, &bob.caller, request(Some(key)))
             .await
-            .unwrap();
+            .must();
     }
     let of_another = publish_signed(&bench, &alice.caller, request(Some(spk(3, 7)))).await;
     let of_a_peer = publish_signed(&bench, &peer("a.test"), request(Some(spk(3, 7)))).await;
@@ -359,7 +359,7 @@ async fn a_published_key_is_in_the_next_bundle() {
         Err(Error::Invalid("signed_pre_key_public"))
     ));
     assert!(matches!(short, Err(Error::Invalid("signed pre-key"))));
-    let bundles = alice.asks(&bench, "bob", "").await.unwrap();
+    let bundles = alice.asks(&bench, "bob", "").await.must();
     assert_eq!(bundles[0].signed_pre_key_public, Some(spk(2, 9)));
 }
 
@@ -405,7 +405,7 @@ async fn supplied_keys_are_checked_before_they_are_stored() {
     }
     let of_another = supply(&bench, &alice.caller, good.clone()).await;
     let before = stock(&bench).await;
-    supply(&bench, &bob.caller, good).await.unwrap();
+    supply(&bench, &bob.caller, good).await.must();
 
     assert!(matches!(of_another, Err(Error::Forbidden(_))));
     assert_eq!(
@@ -413,14 +413,14 @@ async fn supplied_keys_are_checked_before_they_are_stored() {
         (0, 5),
         "as many as a device may have"
     );
-    let bundles = alice.asks(&bench, "bob", "").await.unwrap();
+    let bundles = alice.asks(&bench, "bob", "").await.must();
     assert_eq!(ids(&bundles), [named("bob@a.test/phone", Some(101))]);
 }
 
 #[test]
 fn a_final_refusal_means_that_there_is_nothing_and_the_rest_may_pass() {
     let refused = |code| Error::Refused {
-        domain: Domain::parse("b.test").unwrap(),
+        domain: Domain::parse("b.test").must(),
         code,
         message: String::new(),
     };
@@ -441,6 +441,6 @@ fn a_final_refusal_means_that_there_is_nothing_and_the_rest_may_pass() {
             "{code}"
         );
     }
-    let silent = Error::Unreachable(Domain::parse("b.test").unwrap());
+    let silent = Error::Unreachable(Domain::parse("b.test").must());
     assert!(matches!(nothing_there(silent), Error::Unreachable(_)));
 }

@@ -1,5 +1,7 @@
 //! A real peer door for the tests of channels, which tells who called.
 
+use crate::testing::Must as _;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
@@ -43,16 +45,16 @@ impl Health for Probe {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap();
-        let named = request.metadata().get("skiserver-domain").unwrap();
-        let named = named.to_str().unwrap().to_owned();
-        let peer = info.peer.clone().unwrap();
+        let info = request.extensions().get::<ConnectInfo>().must();
+        let named = request.metadata().get("skiserver-domain").must();
+        let named = named.to_str().must().to_owned();
+        let peer = info.peer.clone().must();
         let seen = Seen {
-            speaks_for: peer.speaks_for(Some(&Domain::parse(&named).unwrap())),
+            speaks_for: peer.speaks_for(Some(&Domain::parse(&named).must())),
             named,
             remote: info.remote,
         };
-        self.seen.send(seen).unwrap();
+        self.seen.send(seen).must();
         if request.get_ref().service == "slow" {
             self.release.notified().await;
         }
@@ -87,8 +89,8 @@ impl Door {
     }
 
     pub(super) async fn serve(node: &Folder, address: &str, mut server: Server) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(address).await.must();
+        let address = listener.local_addr().must();
         let (sender, seen) = mpsc::unbounded_channel();
         let release = Arc::new(Notify::new());
         let (tracker, stop, kill) = (
@@ -131,6 +133,6 @@ impl Door {
     }
 
     pub(super) async fn next(&mut self) -> Seen {
-        self.seen.recv().await.unwrap()
+        self.seen.recv().await.must()
     }
 }

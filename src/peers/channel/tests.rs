@@ -1,5 +1,7 @@
 //! Channels between two identities over loopback.
 
+use crate::testing::Must as _;
+
 use std::net::SocketAddr;
 
 use tonic::transport::Server;
@@ -42,7 +44,7 @@ impl Caller {
 
     fn by_dns(node: Folder) -> Self {
         let identity = node.identity();
-        let discovery = Arc::new(Discovery::new(&node.config, &node.clock).unwrap());
+        let discovery = Arc::new(Discovery::new(&node.config, &node.clock).must());
         let kill = CancellationToken::new();
         let channels = Channels::new(
             &domain("a.test"),
@@ -56,7 +58,7 @@ impl Caller {
         Self {
             node,
             identity,
-            channels: channels.unwrap(),
+            channels: channels.must(),
             kill,
         }
     }
@@ -90,7 +92,7 @@ impl Caller {
 }
 
 fn domain(text: &str) -> Domain {
-    Domain::parse(text).unwrap()
+    Domain::parse(text).must()
 }
 
 async fn pair() -> (Caller, Door, Authority) {
@@ -103,8 +105,8 @@ async fn pair() -> (Caller, Door, Authority) {
 async fn a_call_arrives_in_the_name_of_the_caller_and_the_next_shares_its_connection() {
     let (caller, mut door, _) = pair().await;
 
-    caller.health().await.unwrap();
-    caller.health().await.unwrap();
+    caller.health().await.must();
+    caller.health().await.must();
 
     let (first, second) = (door.next().await, door.next().await);
     assert_eq!(first.named, "a.test");
@@ -155,7 +157,7 @@ async fn an_unknown_authority_is_told_on_whichever_side_it_is_unknown() {
 
 #[tokio::test]
 async fn trouble_with_dns_is_told_as_such() {
-    let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.must();
     let (mut a, ..) = two_nodes();
     a.config.dns.servers = vec![dns.address()];
     let caller = Caller::by_dns(a);
@@ -164,8 +166,8 @@ async fn trouble_with_dns_is_told_as_such() {
         caller.failure().await,
         "b.test: DNS knows no address of b.test"
     );
-    dns.set(&domain("b.test"), &[]).unwrap();
-    dns.fail(&domain("b.test"), Some(Fault::ServFail)).unwrap();
+    dns.set(&domain("b.test"), &[]).must();
+    dns.fail(&domain("b.test"), Some(Fault::ServFail)).must();
     caller.node.clock.turn(6_000);
     let text = loop {
         let text = caller.failure().await;
@@ -186,7 +188,7 @@ async fn a_target_with_the_wrong_certificate_gives_way_to_the_next() {
     let other = Folder::new("c.test", &authority.issue(&["c.test"]), &authority);
     let wrong = Door::open(&other, "127.0.0.1:0").await;
     let mut right = Door::open(&b, "127.0.0.1:0").await;
-    let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.must();
     let entry = |name: &str, data| Entry {
         name: name.to_owned(),
         ttl_seconds: 60,
@@ -204,11 +206,11 @@ async fn a_target_with_the_wrong_certificate_gives_way_to_the_next() {
         entry(service, srv(2, right.address.port())),
         entry("node.b.test", Data::A([127, 0, 0, 1].into())),
     ];
-    dns.set(&domain("b.test"), &zone).unwrap();
+    dns.set(&domain("b.test"), &zone).must();
     a.config.dns.servers = vec![dns.address()];
     let caller = Caller::by_dns(a);
 
-    caller.health().await.unwrap();
+    caller.health().await.must();
 
     assert_eq!(right.next().await.speaks_for, Ok(domain("a.test")));
 }
@@ -216,11 +218,11 @@ async fn a_target_with_the_wrong_certificate_gives_way_to_the_next() {
 #[tokio::test]
 async fn a_denied_domain_is_not_called_and_an_open_channel_to_it_ends() {
     let (mut caller, mut door, _) = pair().await;
-    caller.health().await.unwrap();
+    caller.health().await.must();
     door.next().await;
 
     caller.node.config.federation.policy = Policy::Allow;
-    caller.identity.configure(&caller.node.config).unwrap();
+    caller.identity.configure(&caller.node.config).must();
 
     assert_eq!(caller.health().await, Err(PeerError::Denied));
     assert_eq!(caller.held(), 0);
@@ -230,13 +232,13 @@ async fn a_denied_domain_is_not_called_and_an_open_channel_to_it_ends() {
 #[tokio::test]
 async fn a_call_ends_at_its_deadline_and_the_channel_goes_on() {
     let (caller, mut door, _) = pair().await;
-    caller.health().await.unwrap();
+    caller.health().await.must();
     let first = door.next().await;
 
     let outcome = caller.slow(Duration::from_millis(50)).await;
 
     assert_eq!(outcome, Err(PeerError::Deadline));
-    caller.health().await.unwrap();
+    caller.health().await.must();
     while let Ok(seen) = door.seen.try_recv() {
         assert_eq!(seen.remote, first.remote);
     }
@@ -255,7 +257,7 @@ async fn a_rotation_moves_new_calls_to_a_new_connection_and_lets_old_ones_end() 
         caller.node.show(&authority.grant(&["a.test"], serial));
         assert!(caller.identity.reload());
 
-        caller.health().await.unwrap();
+        caller.health().await.must();
 
         let new = door.next().await;
         assert_ne!(old.remote, new.remote);
@@ -264,7 +266,7 @@ async fn a_rotation_moves_new_calls_to_a_new_connection_and_lets_old_ones_end() 
     };
     let (slow, ()) = tokio::join!(slow, meanwhile);
 
-    assert_eq!(slow.unwrap().status(), ServingStatus::Serving);
+    assert_eq!(slow.must().status(), ServingStatus::Serving);
 }
 
 #[tokio::test]
@@ -272,7 +274,7 @@ async fn rotations_under_traffic_fail_no_call() {
     let (caller, _door, authority) = pair().await;
     let traffic = async {
         for _ in 0..300 {
-            caller.health().await.unwrap();
+            caller.health().await.must();
         }
     };
     let rotations = async {
@@ -283,7 +285,7 @@ async fn rotations_under_traffic_fail_no_call() {
             };
             caller.node.show(&authority.grant(&["a.test"], wish));
             assert!(caller.identity.reload());
-            caller.health().await.unwrap();
+            caller.health().await.must();
         }
     };
 
@@ -298,7 +300,7 @@ async fn a_peer_that_went_away_is_dialled_again_when_it_is_back() {
     let door = Door::open(&b, "127.0.0.1:0").await;
     let address = door.address;
     let caller = Caller::new(a, address);
-    caller.health().await.unwrap();
+    caller.health().await.must();
     door.shut().await;
     let text = caller.failure().await;
     assert!(text.contains("b.test"), "{text}");
@@ -315,7 +317,7 @@ async fn a_peer_that_went_away_is_dialled_again_when_it_is_back() {
 #[tokio::test]
 async fn unused_channels_are_closed() {
     let (caller, mut door, _) = pair().await;
-    caller.health().await.unwrap();
+    caller.health().await.must();
     let first = door.next().await.remote;
     let stop = CancellationToken::new();
     let tidying = caller.channels.tidy(stop.clone());
@@ -329,7 +331,7 @@ async fn unused_channels_are_closed() {
 
     tokio::join!(tidying, waiting);
 
-    caller.health().await.unwrap();
+    caller.health().await.must();
     assert_ne!(door.next().await.remote, first);
 }
 
@@ -383,7 +385,7 @@ async fn the_channel_unused_for_longest_makes_room() {
     let (caller, ..) = pair().await;
     let name = |n: usize| domain(&format!("n{n}.test"));
     for n in 0..=limits::PEER_CHANNELS_MAX {
-        caller.channels.channel(&name(n)).unwrap();
+        caller.channels.channel(&name(n)).must();
         caller.node.clock.turn(1);
     }
 

@@ -1,5 +1,7 @@
 //! Discovery against an authoritative server on loopback whose answers change and fail.
 
+use crate::testing::Must as _;
+
 use std::collections::HashMap;
 
 use tokio::net::TcpListener;
@@ -18,7 +20,7 @@ struct Scene {
 }
 
 fn domain(text: &str) -> Domain {
-    Domain::parse(text).unwrap()
+    Domain::parse(text).must()
 }
 
 fn entry(name: &str, ttl_seconds: u32, data: Data) -> Entry {
@@ -40,20 +42,20 @@ fn srv(ttl_seconds: u32, priority: u16, weight: u16, target: &str, port: u16) ->
 }
 
 fn v4(name: &str, address: &str) -> Entry {
-    entry(name, 60, Data::A(address.parse().unwrap()))
+    entry(name, 60, Data::A(address.parse().must()))
 }
 
 fn v6(name: &str, address: &str) -> Entry {
-    entry(name, 60, Data::Aaaa(address.parse().unwrap()))
+    entry(name, 60, Data::Aaaa(address.parse().must()))
 }
 
 impl Scene {
     async fn new(zone: &[Entry]) -> Self {
-        let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
-        dns.set(&domain("b.test"), zone).unwrap();
+        let dns = DnsServer::start(([127, 0, 0, 1], 0).into()).await.must();
+        dns.set(&domain("b.test"), zone).must();
         let (mut node, ..) = two_nodes();
         node.config.dns.servers = vec![dns.address()];
-        let discovery = Discovery::new(&node.config, &node.clock).unwrap();
+        let discovery = Discovery::new(&node.config, &node.clock).must();
         Self {
             dns,
             node,
@@ -62,11 +64,11 @@ impl Scene {
     }
 
     fn set(&self, zone: &[Entry]) {
-        self.dns.set(&domain("b.test"), zone).unwrap();
+        self.dns.set(&domain("b.test"), zone).must();
     }
 
     fn fail(&self, fault: impl Into<Option<Fault>>) {
-        self.dns.fail(&domain("b.test"), fault.into()).unwrap();
+        self.dns.fail(&domain("b.test"), fault.into()).must();
     }
 
     fn turn_seconds(&self, seconds: i64) {
@@ -83,9 +85,9 @@ impl Scene {
 
     /// How many questions an attempt to find the domain costs.
     async fn questions(&self) -> u64 {
-        let before = self.dns.asked(&domain("b.test")).unwrap();
+        let before = self.dns.asked(&domain("b.test")).must();
         let _ = self.endpoints().await;
-        self.dns.asked(&domain("b.test")).unwrap() - before
+        self.dns.asked(&domain("b.test")).must() - before
     }
 
     async fn connect(&self) -> Result<SocketAddr, Unreachable> {
@@ -115,7 +117,7 @@ async fn targets_come_by_priority_with_ipv6_and_ipv4_by_turns() {
     ])
     .await;
 
-    let found = scene.endpoints().await.unwrap();
+    let found = scene.endpoints().await.must();
 
     assert_eq!(found[0], "[2001:db8::1]:2");
     let mut near = found[1..3].to_vec();
@@ -170,11 +172,7 @@ async fn a_failing_name_server_is_no_denial() {
 #[tokio::test]
 async fn answers_live_as_long_as_dns_says_within_bounds() {
     for (ttl_seconds, lives_seconds) in [(60, 60), (0, 5), (86_400, 3_600)] {
-        let host = entry(
-            "n.b.test",
-            ttl_seconds,
-            Data::A("192.0.2.1".parse().unwrap()),
-        );
+        let host = entry("n.b.test", ttl_seconds, Data::A("192.0.2.1".parse().must()));
         let scene = Scene::new(&[srv(ttl_seconds, 0, 0, "n.b.test", 1), host]).await;
         assert_eq!(scene.questions().await, 3);
 
@@ -223,7 +221,7 @@ async fn a_known_answer_is_used_for_a_day_while_the_name_servers_fail() {
 #[tokio::test]
 async fn a_denial_replaces_a_known_answer() {
     let scene = Scene::new(&[v4("b.test", "192.0.2.1")]).await;
-    scene.endpoints().await.unwrap();
+    scene.endpoints().await.must();
 
     scene.set(&[]);
     scene.turn_seconds(61);
@@ -242,11 +240,11 @@ async fn a_denial_replaces_a_known_answer() {
 #[tokio::test]
 async fn a_target_that_refuses_gives_way_to_the_next_and_is_asked_for_again() {
     let (open, closed) = (
-        TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.must(),
+        TcpListener::bind("127.0.0.1:0").await.must(),
     );
-    let open_at = open.local_addr().unwrap();
-    let closed_at = closed.local_addr().unwrap();
+    let open_at = open.local_addr().must();
+    let closed_at = closed.local_addr().must();
     drop(closed);
     let scene = Scene::new(&[
         srv(3_600, 1, 0, "one.b.test", closed_at.port()),
@@ -272,8 +270,8 @@ async fn a_target_that_refuses_gives_way_to_the_next_and_is_asked_for_again() {
 
 #[tokio::test]
 async fn an_address_that_was_passed_over_is_not_tried() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.must();
+    let address = listener.local_addr().must();
     let scene = Scene::new(&[
         srv(60, 0, 0, "n.b.test", address.port()),
         v4("n.b.test", "127.0.0.1"),
@@ -317,7 +315,7 @@ async fn a_configured_address_overrides_dns() {
             ..Peer::default()
         }];
 
-        scene.discovery.configure(&scene.node.config).unwrap();
+        scene.discovery.configure(&scene.node.config).must();
 
         assert_eq!(scene.endpoints().await, Ok(vec![expected.to_owned()]));
     }

@@ -1,5 +1,7 @@
 //! Final refusals of stored requests: what the sending device hears, and what is left.
 
+use crate::testing::Must as _;
+
 use prost::Message as _;
 
 use crate::{
@@ -18,7 +20,7 @@ use crate::{
 const BOB: &str = "bob@b.test";
 
 fn bobs_tablet() -> DeviceAddress {
-    UserAddress::parse(BOB).unwrap().device("tablet").unwrap()
+    UserAddress::parse(BOB).must().device("tablet").must()
 }
 
 /// A stored request of each method to Bob's tablet.
@@ -81,7 +83,7 @@ async fn a_device_that_is_gone_is_told_as_its_removal_and_its_lane_goes_on() {
             panic!("{message:?}");
         };
         assert_eq!(removal.user_address.as_ref(), Some(&address));
-        rig.expect("next").await.ok();
+        rig.hears("next").await.ok();
         rig.until_rows(0).await;
     }
 }
@@ -93,8 +95,8 @@ async fn another_final_code_is_kept_for_the_notice_and_its_lane_goes_on() {
     rig.store(outgoing(BOB, "1")).await;
     rig.store(outgoing(BOB, "2")).await;
 
-    rig.expect("1").await.code(403);
-    rig.expect("2").await.ok();
+    rig.hears("1").await.code(403);
+    rig.hears("2").await.ok();
 
     rig.until_rows(1).await;
     assert_eq!(rig.number("SELECT refused_code FROM outbox").await, 403);

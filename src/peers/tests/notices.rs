@@ -1,5 +1,7 @@
 //! What senders are told about messages that are late, expired or refused: once, grouped, and true.
 
+use crate::testing::Must as _;
+
 use serde_json::Value;
 
 use crate::{
@@ -23,7 +25,7 @@ fn notice(message: &ProtoMsg) -> Value {
         panic!("{message:?}");
     };
     assert_eq!(system.op(), SystemOp::NotificationMsg);
-    serde_json::from_slice(&system.payload).unwrap()
+    serde_json::from_slice(&system.payload).must()
 }
 
 async fn notices(rig: &Rig, device_key: i64) -> Vec<Value> {
@@ -37,11 +39,11 @@ async fn waiting() -> (Rig, i64) {
     let rig = Rig::without_sweep().await;
     let alice = rig.alice().await;
     let first = rig.relay(BOB, "b1");
-    rig.expect("b1").await.silence();
-    first.await.unwrap().unwrap();
+    rig.hears("b1").await.silence();
+    first.await.must().must();
     lock(&rig.wire.dead).insert(domain("b.test"));
-    rig.relay(BOB, "b2").await.unwrap().unwrap();
-    rig.relay(CAROL, "c1").await.unwrap().unwrap();
+    rig.relay(BOB, "b2").await.must().must();
+    rig.relay(CAROL, "c1").await.must().must();
     (rig, alice)
 }
 
@@ -50,11 +52,11 @@ async fn late_messages_are_told_once_for_each_recipient_and_daily_after() {
     let (rig, alice) = waiting().await;
     let mut told = Told::default();
     rig.node.clock.turn(9 * MINUTE_MS);
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
     assert_eq!(notices(&rig, alice).await, Vec::<Value>::new());
 
     rig.node.clock.turn(2 * MINUTE_MS);
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
 
     let first = notices(&rig, alice).await;
     let [bob, carol] = first.as_slice() else {
@@ -66,19 +68,19 @@ async fn late_messages_are_told_once_for_each_recipient_and_daily_after() {
     assert_eq!(bob["count"], 2);
     assert_eq!(bob["msg_ids"], serde_json::json!(["b1", "b2"]));
     assert_eq!(bob["reason"], "connection refused");
-    assert!(bob["next_try_ms"].as_i64().unwrap() > 0);
+    assert!(bob["next_try_ms"].as_i64().must() > 0);
     assert_eq!((&carol["to"], &carol["count"]), (&CAROL.into(), &1.into()));
 
     // One more message becomes late, which is no news to its sender until tomorrow.
-    rig.relay(BOB, "b3").await.unwrap().unwrap();
+    rig.relay(BOB, "b3").await.must().must();
     for _ in 0..4 {
         rig.node.clock.turn(5 * 60 * MINUTE_MS);
-        sweep(&rig.node, &mut told).await.unwrap();
+        sweep(&rig.node, &mut told).await.must();
     }
     assert_eq!(notices(&rig, alice).await.len(), 2);
     rig.node.clock.turn(4 * 60 * MINUTE_MS);
-    sweep(&rig.node, &mut told).await.unwrap();
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
+    sweep(&rig.node, &mut told).await.must();
 
     let all = notices(&rig, alice).await;
     let counts: Vec<_> = all
@@ -98,8 +100,8 @@ async fn expired_messages_are_told_once_and_leave_nothing() {
     let mut told = Told::default();
 
     rig.node.clock.turn(7 * DAY_MS + 1);
-    sweep(&rig.node, &mut told).await.unwrap();
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
+    sweep(&rig.node, &mut told).await.must();
 
     let all = notices(&rig, alice).await;
     let [bob, carol] = all.as_slice() else {
@@ -124,20 +126,20 @@ async fn refused_messages_are_told_together_and_later_ones_after_a_pause() {
     let mut told = Told::default();
     for says in ["1", "2"] {
         rig.store(outgoing(BOB, says)).await;
-        rig.expect(says).await.code(403);
+        rig.hears(says).await.code(403);
     }
     rig.until("SELECT COUNT(*) FROM outbox WHERE refused_code = 403", 2)
         .await;
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
     rig.store(outgoing(BOB, "3")).await;
-    rig.expect("3").await.code(403);
+    rig.hears("3").await.code(403);
     rig.until("SELECT COUNT(*) FROM outbox WHERE refused_code = 403", 1)
         .await;
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
 
     let first = notices(&rig, alice).await;
     rig.node.clock.turn(10 * MINUTE_MS);
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
     let both = notices(&rig, alice).await;
 
     assert_eq!(first.len(), 1);
@@ -154,7 +156,7 @@ async fn a_change_of_policy_refuses_what_waits_with_one_notice_however_much_it_i
     let rig = Rig::without_sweep().await;
     let alice = rig.alice().await;
     let blocker = rig.relay(BOB, "never");
-    let _direct = rig.expect("never").await;
+    let _direct = rig.hears("never").await;
     let rows = OUTBOX_BATCH_ROWS + 50;
     for n in 0..rows {
         rig.store(outgoing(BOB, &format!("{n}"))).await;
@@ -167,7 +169,7 @@ async fn a_change_of_policy_refuses_what_waits_with_one_notice_however_much_it_i
     blocker.abort();
     lock(&rig.wire.denied).insert(domain("b.test"));
 
-    sweep(&rig.node, &mut Told::default()).await.unwrap();
+    sweep(&rig.node, &mut Told::default()).await.must();
 
     let all = notices(&rig, alice).await;
     let [one] = all.as_slice() else {
@@ -175,6 +177,6 @@ async fn a_change_of_policy_refuses_what_waits_with_one_notice_however_much_it_i
     };
     assert_eq!(one["state"], "refused");
     assert_eq!(one["count"], rows);
-    assert_eq!(one["msg_ids"].as_array().unwrap().len(), 100);
+    assert_eq!(one["msg_ids"].as_array().must().len(), 100);
     assert_eq!(rig.outbox_rows().await, 0);
 }

@@ -1,5 +1,7 @@
 //! Lanes, barriers and restarts: what is delivered in which order.
 
+use crate::testing::Must as _;
+
 use std::sync::atomic::Ordering;
 
 use crate::{
@@ -18,12 +20,12 @@ async fn a_request_to_an_empty_lane_is_answered_by_its_peer_and_never_stored() {
     let rig = Rig::new().await;
 
     let relayed = rig.relay(BOB, "1");
-    let call = rig.expect("1").await;
+    let call = rig.hears("1").await;
     assert_eq!(call.path, "/skiserver.E2eeS2SService/SendOne2oneMsg");
     assert_eq!(call.domain, "b.test");
     call.ok();
 
-    relayed.await.unwrap().unwrap();
+    relayed.await.must().must();
     assert_eq!(rig.outbox_rows().await, 0);
 }
 
@@ -32,9 +34,9 @@ async fn a_final_refusal_of_a_direct_request_is_the_answer_and_stores_nothing() 
     let rig = Rig::new().await;
     for code in [400, 403, 404, 409] {
         let relayed = rig.relay(BOB, "1");
-        rig.expect("1").await.code(code);
+        rig.hears("1").await.code(code);
 
-        let outcome = relayed.await.unwrap();
+        let outcome = relayed.await.must();
 
         assert!(
             matches!(&outcome, Err(Error::Refused { code: c, message, .. })
@@ -50,15 +52,15 @@ async fn a_direct_request_without_an_answer_keeps_its_place_before_later_ones() 
     let rig = Rig::new().await;
 
     let first = rig.relay(BOB, "1");
-    let direct = rig.expect("1").await;
-    rig.relay(BOB, "2").await.unwrap().unwrap();
-    rig.relay(BOB, "3").await.unwrap().unwrap();
+    let direct = rig.hears("1").await;
+    rig.relay(BOB, "2").await.must().must();
+    rig.relay(BOB, "3").await.must().must();
     direct.silence();
-    first.await.unwrap().unwrap();
+    first.await.must().must();
     rig.retry(BOB).await;
 
     for says in ["1", "2", "3"] {
-        rig.expect(says).await.ok();
+        rig.hears(says).await.ok();
     }
     rig.until_rows(0).await;
 }
@@ -68,13 +70,13 @@ async fn requests_behind_a_direct_one_follow_it_once_it_is_answered() {
     let rig = Rig::new().await;
 
     let first = rig.relay(BOB, "1");
-    let direct = rig.expect("1").await;
-    rig.relay(BOB, "2").await.unwrap().unwrap();
+    let direct = rig.hears("1").await;
+    rig.relay(BOB, "2").await.must().must();
     assert!(rig.pending_call().await.is_none());
     direct.ok();
-    first.await.unwrap().unwrap();
+    first.await.must().must();
 
-    rig.expect("2").await.ok();
+    rig.hears("2").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -88,17 +90,17 @@ async fn what_goes_with_a_request_is_on_disk_either_way() {
                 .node
                 .home
                 .device_from_columns("alice".into(), "phone".into()),
-            peer: crate::address::DeviceAddress::parse(peer).unwrap(),
+            peer: crate::address::DeviceAddress::parse(peer).must(),
         }],
         ..Append::default()
     };
 
     let direct = rig.relay_with(outgoing(BOB, "1"), with("bob@b.test/x"));
-    rig.expect("1").await.ok();
-    direct.await.unwrap().unwrap();
+    rig.hears("1").await.ok();
+    direct.await.must().must();
     let stored = rig.relay_with(outgoing(BOB, "2"), with("bob@b.test/y"));
-    rig.expect("2").await.code(503);
-    stored.await.unwrap().unwrap();
+    rig.hears("2").await.code(503);
+    stored.await.must().must();
 
     assert_eq!(rig.number("SELECT COUNT(*) FROM sessions").await, 2);
     assert_eq!(rig.outbox_rows().await, 1);
@@ -113,9 +115,9 @@ async fn a_direct_request_is_stored_when_its_time_is_over() {
     let rig = Rig::with(limits).await;
 
     let relayed = rig.relay(BOB, "1");
-    let _silent = rig.expect("1").await;
+    let _silent = rig.hears("1").await;
 
-    within(relayed).await.unwrap().unwrap();
+    within(relayed).await.must().must();
     assert_eq!(rig.outbox_rows().await, 1);
 }
 
@@ -130,10 +132,10 @@ async fn lanes_of_one_domain_do_not_wait_for_each_other() {
     let [bob, carol] = rig.calls().await;
     assert_eq!((bob.says(), carol.says()), ("b1", "c1"));
     carol.ok();
-    rig.expect("c2").await.ok();
+    rig.hears("c2").await.ok();
     bob.ok();
 
-    rig.expect("b2").await.ok();
+    rig.hears("b2").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -143,17 +145,17 @@ async fn a_lane_that_is_put_off_stops_no_other_and_is_tried_again_in_order() {
     rig.prove(BOB).await;
     rig.store(outgoing(BOB, "b1")).await;
     rig.store(outgoing(BOB, "b2")).await;
-    rig.expect("b1").await.code(503);
+    rig.hears("b1").await.code(503);
 
     let carol = rig.relay(CAROL, "c1");
-    rig.expect("c1").await.ok();
-    carol.await.unwrap().unwrap();
+    rig.hears("c1").await.ok();
+    carol.await.must().must();
     rig.retry(BOB).await;
 
-    rig.expect("b1").await.fail();
+    rig.hears("b1").await.fail();
     rig.retry(BOB).await;
-    rig.expect("b1").await.ok();
-    rig.expect("b2").await.ok();
+    rig.hears("b1").await.ok();
+    rig.hears("b2").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -174,12 +176,12 @@ async fn a_barrier_waits_for_what_is_before_it_and_holds_what_is_after_it() {
     assert_eq!((bob.says(), carol.says()), ("b1", "c1"));
 
     // No lane may be passed by going directly either.
-    rig.relay("eve@b.test", "e1").await.unwrap().unwrap();
+    rig.relay("eve@b.test", "e1").await.must().must();
     bob.ok();
     rig.until_rows(5).await;
     assert!(rig.pending_call().await.is_none());
     carol.ok();
-    let barrier = rig.expect("barrier").await;
+    let barrier = rig.hears("barrier").await;
     assert_eq!(barrier.path, "/skiserver.E2eeS2SService/RemoveUserDevice");
     assert!(rig.pending_call().await.is_none());
     barrier.ok();
@@ -194,7 +196,7 @@ async fn a_barrier_waits_for_what_is_before_it_and_holds_what_is_after_it() {
 async fn a_restart_delivers_everything_in_order() {
     let rig = Rig::new().await;
     rig.relay(BOB, "lost");
-    rig.expect("lost").await.silence();
+    rig.hears("lost").await.silence();
     let mut expected: Vec<Vec<String>> = Vec::new();
     for lane in 0..4 {
         expected.push((0..25).map(|n| format!("{lane}:{n}")).collect());
@@ -203,10 +205,7 @@ async fn a_restart_delivers_everything_in_order() {
     for n in 0..25 {
         for lane in 0..4 {
             let to = format!("user{lane}@b.test");
-            rig.relay(&to, &format!("{lane}:{n}"))
-                .await
-                .unwrap()
-                .unwrap();
+            rig.relay(&to, &format!("{lane}:{n}")).await.must().must();
         }
     }
     assert_eq!(rig.outbox_rows().await, 101);
@@ -217,7 +216,7 @@ async fn a_restart_delivers_everything_in_order() {
     for _ in 0..101 {
         let call = rig.call().await;
         if let Some((lane, _)) = call.says().split_once(':') {
-            got[lane.parse::<usize>().unwrap()].push(call.says().to_owned());
+            got[lane.parse::<usize>().must()].push(call.says().to_owned());
         }
         call.ok();
     }
@@ -232,13 +231,13 @@ async fn a_place_given_back_lets_its_lane_go_on() {
         .node
         .peers
         .parcel(&rig.node, outgoing(BOB, "never"))
-        .unwrap();
-    rig.relay(BOB, "2").await.unwrap().unwrap();
+        .must();
+    rig.relay(BOB, "2").await.must().must();
     assert!(rig.pending_call().await.is_none());
 
     drop(ticket);
 
-    rig.expect("2").await.ok();
+    rig.hears("2").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -246,25 +245,21 @@ async fn a_place_given_back_lets_its_lane_go_on() {
 async fn a_relay_that_is_cancelled_leaves_its_lane_free() {
     let rig = Rig::new().await;
     let relayed = rig.relay(BOB, "1");
-    let _unanswered = rig.expect("1").await;
+    let _unanswered = rig.hears("1").await;
 
     relayed.abort();
     assert!(relayed.await.unwrap_err().is_cancelled());
 
     let next = rig.relay(BOB, "2");
-    rig.expect("2").await.ok();
-    next.await.unwrap().unwrap();
+    rig.hears("2").await.ok();
+    next.await.must().must();
     assert_eq!(rig.outbox_rows().await, 0);
 }
 
 #[tokio::test]
 async fn a_row_whose_commit_was_uncertain_is_found_when_the_database_is_opened_again() {
     let rig = Rig::new().await;
-    let (parcel, ticket) = rig
-        .node
-        .peers
-        .parcel(&rig.node, outgoing(BOB, "1"))
-        .unwrap();
+    let (parcel, ticket) = rig.node.peers.parcel(&rig.node, outgoing(BOB, "1")).must();
     let append = Append {
         parcels: vec![parcel],
         ..Append::default()
@@ -275,7 +270,7 @@ async fn a_row_whose_commit_was_uncertain_is_found_when_the_database_is_opened_a
     drop(ticket);
 
     assert!(matches!(outcome, Err(Error::Busy(_))), "{outcome:?}");
-    rig.expect("1").await.ok();
+    rig.hears("1").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -288,12 +283,12 @@ async fn a_domain_with_too_much_waiting_takes_no_more() {
     };
     let rig = Rig::with(limits).await;
     let _first = rig.relay(BOB, "1");
-    let _direct = rig.expect("1").await;
+    let _direct = rig.hears("1").await;
 
-    let large = rig.relay(CAROL, &"x".repeat(40)).await.unwrap();
-    rig.relay(BOB, "2").await.unwrap().unwrap();
-    rig.relay(BOB, "3").await.unwrap().unwrap();
-    let many = rig.relay(CAROL, "4").await.unwrap();
+    let large = rig.relay(CAROL, &"x".repeat(40)).await.must();
+    rig.relay(BOB, "2").await.must().must();
+    rig.relay(BOB, "3").await.must().must();
+    let many = rig.relay(CAROL, "4").await.must();
 
     assert!(matches!(large, Err(Error::Busy(_))), "{large:?}");
     assert!(matches!(many, Err(Error::Busy(_))), "{many:?}");
@@ -310,13 +305,13 @@ async fn a_row_is_delivered_again_if_its_end_could_not_be_written() {
     let rig = Rig::new().await;
     rig.store(outgoing(BOB, "1")).await;
     rig.store(outgoing(BOB, "2")).await;
-    let call = rig.expect("1").await;
+    let call = rig.hears("1").await;
     rig.faults.fail_batch.store(true, Ordering::SeqCst);
 
     call.ok();
     rig.retry(BOB).await;
 
-    rig.expect("1").await.ok();
-    rig.expect("2").await.ok();
+    rig.hears("1").await.ok();
+    rig.hears("2").await.ok();
     rig.until_rows(0).await;
 }

@@ -1,5 +1,7 @@
 //! Silent domains: the breaker, probes, contacts, and that one domain's silence is not another's.
 
+use crate::testing::Must as _;
+
 use crate::{
     error::Error,
     limits::Limits,
@@ -41,14 +43,14 @@ fn answer(code: i32) -> Vec<u8> {
 async fn while_a_domain_is_silent_requests_are_stored_at_once_and_one_probe_tries() {
     let rig = Rig::new().await;
     let first = rig.relay(BOB, "b1");
-    rig.expect("b1").await.silence();
-    first.await.unwrap().unwrap();
+    rig.hears("b1").await.silence();
+    first.await.must().must();
 
-    rig.relay(CAROL, "c1").await.unwrap().unwrap();
+    rig.relay(CAROL, "c1").await.must().must();
     rig.retry(BOB).await;
 
     let probe = rig.call().await;
-    rig.relay("dave@b.test", "d1").await.unwrap().unwrap();
+    rig.relay("dave@b.test", "d1").await.must().must();
     assert!(rig.pending_call().await.is_none());
     let mut said = vec![probe.says().to_owned()];
     probe.ok();
@@ -66,11 +68,11 @@ async fn an_outage_is_tried_again_and_again_until_the_domain_answers() {
     rig.store(outgoing(BOB, "b1")).await;
 
     for _ in 0..20 {
-        rig.expect("b1").await.silence();
+        rig.hears("b1").await.silence();
         rig.retry(BOB).await;
     }
 
-    rig.expect("b1").await.ok();
+    rig.hears("b1").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -79,10 +81,10 @@ async fn a_request_from_a_silent_domain_has_it_tried_at_once() {
     let rig = Rig::new().await;
     rig.store(outgoing(BOB, "b1")).await;
     for _ in 0..9 {
-        rig.expect("b1").await.silence();
+        rig.hears("b1").await.silence();
         rig.retry(BOB).await;
     }
-    rig.expect("b1").await.silence();
+    rig.hears("b1").await.silence();
     let peer = rig.node.peers.peer(&domain("b.test"));
     while peer.is_called() {
         tokio::task::yield_now().await;
@@ -90,7 +92,7 @@ async fn a_request_from_a_silent_domain_has_it_tried_at_once() {
 
     rig.node.peers.contact(&domain("b.test"));
 
-    rig.expect("b1").await.ok();
+    rig.hears("b1").await.ok();
     rig.until_rows(0).await;
 }
 
@@ -110,14 +112,14 @@ async fn dead_domains_do_not_starve_a_healthy_one() {
     }
 
     let direct = rig.relay(BOB, "b1");
-    let call = rig.expect("b1").await;
-    rig.relay(BOB, "b2").await.unwrap().unwrap();
+    let call = rig.hears("b1").await;
+    rig.relay(BOB, "b2").await.must().must();
     call.ok();
-    direct.await.unwrap().unwrap();
-    rig.expect("b2").await.ok();
+    direct.await.must().must();
+    rig.hears("b2").await.ok();
     rig.store(outgoing("carol@c.test", "c1")).await;
     rig.node.peers.contact(&domain("c.test"));
-    rig.expect("c1").await.ok();
+    rig.hears("c1").await.ok();
 
     rig.until_rows(1_000).await;
 }
@@ -133,7 +135,7 @@ async fn an_ask_gets_the_answer_or_what_it_stands_for() {
         );
         call.bytes(answer(200));
     });
-    let ((), found) = (call, found.unwrap());
+    let ((), found) = (call, found.must());
     assert_eq!(found.code, 200);
 
     let (refused, ()) = tokio::join!(ask(&rig), async { rig.call().await.bytes(answer(404)) });
@@ -173,8 +175,8 @@ async fn a_silent_domain_is_asked_by_few_at_a_time_until_it_answers() {
 
     assert!([a, b, c, d].iter().all(Result::is_ok));
     let relayed = rig.relay(BOB, "direct");
-    rig.expect("direct").await.ok();
-    relayed.await.unwrap().unwrap();
+    rig.hears("direct").await.ok();
+    relayed.await.must().must();
     assert_eq!(rig.outbox_rows().await, 0);
 }
 
@@ -183,7 +185,7 @@ async fn nothing_goes_to_a_domain_that_the_policy_denies() {
     let rig = Rig::new().await;
     crate::peers::lock(&rig.wire.denied).insert(domain("b.test"));
 
-    let relayed = rig.relay(BOB, "1").await.unwrap();
+    let relayed = rig.relay(BOB, "1").await.must();
     let asked = ask(&rig).await;
 
     assert!(matches!(relayed, Err(Error::Forbidden(_))), "{relayed:?}");
@@ -202,10 +204,10 @@ async fn a_start_greets_the_domains_heard_of_lately_and_a_good_answer_proves_the
         failing_since: 0,
         error: String::new(),
     };
-    let mut tx = rig.node.store.begin().await.unwrap();
+    let mut tx = rig.node.store.begin().await.must();
     let notes = [note("new.test", 6), note("old.test", 8)];
-    crate::store::peers::note(&mut tx, &notes).await.unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    crate::store::peers::note(&mut tx, &notes).await.must();
+    tx.commit(Wake::default()).await.must();
 
     let rig = rig.again().await;
 
@@ -227,19 +229,19 @@ async fn contacts_and_outages_are_written_down() {
     let failing = "SELECT failing_since FROM peers WHERE domain = 'b.test'";
     let before = rig.node.clock.now_ms();
     rig.prove(BOB).await;
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
     assert!(rig.number(contact).await >= before);
     assert_eq!(rig.number(failing).await, 0);
 
     let relayed = rig.relay(BOB, "1");
-    rig.expect("1").await.silence();
-    relayed.await.unwrap().unwrap();
-    sweep(&rig.node, &mut told).await.unwrap();
+    rig.hears("1").await.silence();
+    relayed.await.must().must();
+    sweep(&rig.node, &mut told).await.must();
     assert!(rig.number(failing).await >= before);
 
     rig.retry(BOB).await;
-    rig.expect("1").await.ok();
+    rig.hears("1").await.ok();
     rig.until_rows(0).await;
-    sweep(&rig.node, &mut told).await.unwrap();
+    sweep(&rig.node, &mut told).await.must();
     assert_eq!(rig.number(failing).await, 0);
 }

@@ -1,5 +1,7 @@
 //! The states of a lane and of a domain by themselves, where order and time matter most.
 
+use crate::testing::Must as _;
+
 use std::sync::Arc;
 
 use crate::{
@@ -140,7 +142,7 @@ fn probes_try_one_lane_after_the_other() {
     let mut probed = std::collections::BTreeSet::new();
 
     while probed.len() < 3 {
-        let (lane, place) = lanes.start(NOW, false).unwrap();
+        let (lane, place) = lanes.start(NOW, false).must();
         lanes.put_back(&lane, place);
         probed.insert(place);
     }
@@ -278,16 +280,13 @@ fn a_contact_hurries_lanes_that_are_put_off_but_does_not_excuse_them() {
 fn a_contact_is_written_down_once_a_minute() {
     let peer = peer_with(0);
     peer.contact(NOW);
-    assert_eq!(peer.news().unwrap().contact_at, NOW);
+    assert_eq!(peer.news().must().contact_at, NOW);
 
     peer.contact(NOW + CONTACT_NOTED_EVERY_MS - 1);
     assert!(peer.news().is_none());
     peer.contact(NOW + CONTACT_NOTED_EVERY_MS);
 
-    assert_eq!(
-        peer.news().unwrap().contact_at,
-        NOW + CONTACT_NOTED_EVERY_MS
-    );
+    assert_eq!(peer.news().must().contact_at, NOW + CONTACT_NOTED_EVERY_MS);
 }
 
 #[test]
@@ -295,7 +294,7 @@ fn a_domain_is_forgotten_only_when_nothing_of_it_is_left() {
     let peer = peer_with(1);
     peer.answered(NOW);
     assert!(!peer.is_forgettable(NOW + CONTACT_NOTED_EVERY_MS));
-    let job = deliveries(&peer, NOW).pop().unwrap();
+    let job = deliveries(&peer, NOW).pop().must();
     job.done();
     assert!(matches!(
         peer.next(NOW, &Arc::new(Limits::default())),
@@ -314,7 +313,7 @@ fn a_domain_is_forgotten_only_when_nothing_of_it_is_left() {
 #[test]
 fn a_delivery_that_is_dropped_is_tried_again() {
     let peer = peer_with(1);
-    let job = deliveries(&peer, NOW).pop().unwrap();
+    let job = deliveries(&peer, NOW).pop().must();
 
     drop(job);
 

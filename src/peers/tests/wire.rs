@@ -1,5 +1,7 @@
 //! Encoded requests over a real channel: what a peer's door gets and what its answers and failures become.
 
+use crate::testing::Must as _;
+
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::{
@@ -17,8 +19,8 @@ use crate::{
 
 /// A peer's door without TLS on loopback, and a channel to it.
 async fn channel() -> tonic::transport::Channel {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.must();
+    let address = listener.local_addr().must();
     let (health, service) = tonic_health::server::health_reporter();
     health
         .set_service_status("up", tonic_health::ServingStatus::Serving)
@@ -28,8 +30,8 @@ async fn channel() -> tonic::transport::Channel {
         .add_service(service)
         .serve_with_incoming(incoming);
     tokio_util::task::TaskTracker::new().spawn(door);
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    within(endpoint.connect()).await.unwrap()
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).must();
+    within(endpoint.connect()).await.must()
 }
 
 #[tokio::test]
@@ -37,7 +39,7 @@ async fn an_encoded_request_gets_the_encoded_answer() {
     let channel = channel().await;
     let named = Bytes::from_static(b"\x0a\x02up");
 
-    let answer = unary(channel, HEALTH, named, 1 << 20).await.unwrap();
+    let answer = unary(channel, HEALTH, named, 1 << 20).await.must();
 
     assert_eq!(
         answer.into_inner(),
@@ -87,7 +89,7 @@ fn the_first_two_fields_of_every_answer_are_its_verdict() {
         ..Default::default()
     };
 
-    let verdict = Verdict::decode(answer.encode_to_vec().as_slice()).unwrap();
+    let verdict = Verdict::decode(answer.encode_to_vec().as_slice()).must();
 
     assert_eq!(
         (verdict.code, verdict.msg.as_str()),

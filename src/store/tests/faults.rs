@@ -1,5 +1,7 @@
 //! What breaks: batches that fail, commits whose outcome nobody knows.
 
+use crate::testing::Must as _;
+
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -12,17 +14,13 @@ fn was_reopened(told: &[Wake]) -> bool {
 async fn a_batch_that_fails_runs_its_operations_alone() {
     let fixture = Fixture::new().await;
     let bob = fixture.device("bob", "phone").await;
-    fixture
-        .store
-        .append(mail(&bob.address, "old"))
-        .await
-        .unwrap();
+    fixture.store.append(mail(&bob.address, "old")).await.must();
     fixture
         .store
         .append(parcel(1, "b.test", "old request"))
         .await
-        .unwrap();
-    let old = mailbox::page(&fixture.store, bob.key, 0, 1).await.unwrap();
+        .must();
+    let old = mailbox::page(&fixture.store, bob.key, 0, 1).await.must();
     fixture.told.take();
     fixture.faults.fail_batch.store(true, Ordering::SeqCst);
 
@@ -34,7 +32,7 @@ async fn a_batch_that_fails_runs_its_operations_alone() {
             store
                 .consume(bob.key, old[0].msg_t, old[0].nonce)
                 .await
-                .unwrap()
+                .must()
         }),
         Box::pin(async { store.answered(1).await.is_ok() }),
         Box::pin(async { store.received(bob.key, vec![old[0].msg_t]).await.is_ok() }),
@@ -55,7 +53,7 @@ async fn an_operation_that_breaks_a_batch_breaks_only_itself() {
         .store
         .append(parcel(5, "b.test", "first at its place"))
         .await
-        .unwrap();
+        .must();
 
     let answers = fixture
         .together(vec![
@@ -95,11 +93,7 @@ async fn an_error_at_commit_is_never_answered_as_success() {
         "memory is read anew before the caller goes on"
     );
     assert!(told.iter().all(|wake| wake.mailboxes.is_empty()));
-    assert_eq!(
-        again.unwrap(),
-        Appended::Repeat(7),
-        "this commit was on disk"
-    );
+    assert_eq!(again.must(), Appended::Repeat(7), "this commit was on disk");
     assert!(is_new(&next));
     assert_eq!(fixture.bodies(&bob).await, ["text", "next"], "visible once");
     fixture.assert_consistent().await;
@@ -129,18 +123,18 @@ async fn a_transaction_whose_commit_fails_keeps_nothing_and_the_next_one_works()
     let bob = fixture.device("bob", "phone").await;
     fixture.told.take();
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    tx.append(vec![mail(&bob.address, "never")]).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    tx.append(vec![mail(&bob.address, "never")]).await.must();
     // A reference to no device, checked as late as the commit: the engine itself refuses.
     tx.execute("PRAGMA defer_foreign_keys = ON", [])
         .await
-        .unwrap();
+        .must();
     tx.execute(
         "INSERT INTO one_time_keys (device_key, opk_id, public_key) VALUES (-1, 1, $1)",
         [Value::from(&[0_u8; 32])],
     )
     .await
-    .unwrap();
+    .must();
     let broken = tx
         .commit(Wake {
             mailboxes: vec![bob.key],
@@ -174,9 +168,9 @@ async fn what_was_committed_before_a_crash_is_there_after_it() {
         _ = answer => true,
         () = committed => false,
     };
-    let store = fixture.again().await.unwrap();
+    let store = fixture.again().await.must();
 
     assert!(!answered && fixture.told.take().is_empty());
-    let rows = mailbox::page(&store, bob.key, 0, 10).await.unwrap();
+    let rows = mailbox::page(&store, bob.key, 0, 10).await.must();
     assert_eq!(rows.len(), 1);
 }

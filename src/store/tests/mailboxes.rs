@@ -1,5 +1,7 @@
 //! Messages waiting for a device: order, consumption, bounds.
 
+use crate::testing::Must as _;
+
 use super::*;
 
 const HOUR_MS: i64 = 3_600_000;
@@ -7,7 +9,7 @@ const HOUR_MS: i64 = 3_600_000;
 async fn rows(fixture: &Fixture, device: &TestDevice) -> Vec<mailbox::Waiting> {
     mailbox::page(&fixture.store, device.key, 0, 10_000)
         .await
-        .unwrap()
+        .must()
 }
 
 fn strictly_increasing(times: &[i64]) -> bool {
@@ -31,7 +33,7 @@ async fn tags_increase_whatever_the_clock_does_and_whatever_was_consumed() {
                     .store
                     .consume(bob.key, row.msg_t, row.nonce)
                     .await
-                    .unwrap()
+                    .must()
             );
         }
     }
@@ -39,10 +41,10 @@ async fn tags_increase_whatever_the_clock_does_and_whatever_was_consumed() {
     assert_eq!(times.len(), 200);
     assert!(strictly_increasing(&times), "{times:?}");
     assert_eq!(
-        mailbox::newest(&fixture.store, bob.key).await.unwrap(),
+        mailbox::newest(&fixture.store, bob.key).await.must(),
         times[199]
     );
-    assert_eq!(mailbox::count(&fixture.store).await.unwrap(), 0);
+    assert_eq!(mailbox::count(&fixture.store).await.must(), 0);
 }
 
 #[tokio::test]
@@ -55,7 +57,7 @@ async fn a_tag_is_the_time_of_the_node_if_nothing_is_newer() {
         .store
         .append(mail(&bob.address, "text"))
         .await
-        .unwrap();
+        .must();
     let after = fixture.clock.now_ms();
 
     let msg_t = rows(&fixture, &bob).await[0].msg_t;
@@ -80,7 +82,7 @@ async fn concurrent_senders_keep_each_devices_order() {
             for n in 0..40 {
                 for device in &devices {
                     let text = format!("{sender} {n}");
-                    store.append(mail(&device.address, &text)).await.unwrap();
+                    store.append(mail(&device.address, &text)).await.must();
                 }
             }
         });
@@ -118,14 +120,14 @@ async fn a_message_is_consumed_once_and_only_by_its_device() {
             .store
             .append(mail(&device.address, "text"))
             .await
-            .unwrap();
+            .must();
     }
     let row = rows(&fixture, &bob).await.remove(0);
     let consume = |device: &TestDevice, nonce| fixture.store.consume(device.key, row.msg_t, nonce);
     fixture.told.take();
 
-    let of_another = consume(&carol, row.nonce).await.unwrap();
-    let guessed = consume(&bob, row.nonce ^ 1).await.unwrap();
+    let of_another = consume(&carol, row.nonce).await.must();
+    let guessed = consume(&bob, row.nonce ^ 1).await.must();
     let in_one_batch = fixture
         .together(vec![
             consume(&bob, row.nonce),
@@ -133,7 +135,7 @@ async fn a_message_is_consumed_once_and_only_by_its_device() {
             consume(&carol, row.nonce),
         ])
         .await;
-    let again = consume(&bob, row.nonce).await.unwrap();
+    let again = consume(&bob, row.nonce).await.must();
 
     assert_eq!((of_another, guessed, again), (false, false, false));
     let in_one_batch: Vec<bool> = in_one_batch.into_iter().map(Result::unwrap).collect();
@@ -166,7 +168,7 @@ async fn a_body_for_all_devices_of_a_user_is_stored_once() {
     append.mail[0].to =
         Recipient::Devices(user_of(&devices[0]), vec!["3".to_owned(), "4".to_owned()]);
 
-    fixture.store.append(append).await.unwrap();
+    fixture.store.append(append).await.must();
 
     for (n, device) in devices.iter().enumerate() {
         let expected = usize::from(n != 3 && n != 4);
@@ -218,13 +220,13 @@ async fn a_full_mailbox_refuses_what_can_be_refused() {
         .store
         .consume(bob.key, row.msg_t, row.nonce)
         .await
-        .unwrap();
+        .must();
     let row = rows(&fixture, &bob).await.remove(0);
     fixture
         .store
         .consume(bob.key, row.msg_t, row.nonce)
         .await
-        .unwrap();
+        .must();
     let with_room = write(30).await;
 
     assert_eq!(answers.iter().filter(|answer| is_new(answer)).count(), 30);
@@ -258,7 +260,7 @@ async fn one_sender_fills_a_tenth_of_a_mailbox() {
         .store
         .consume(bob.key, row.msg_t, row.nonce)
         .await
-        .unwrap();
+        .must();
     let after_one_was_consumed = from("mallory@b.test/1", 100).await;
 
     assert!(at_once[..10].iter().all(is_new) && at_once[10..].iter().all(is_busy));
@@ -304,7 +306,7 @@ async fn a_message_that_was_received_on_enough_streams_is_dropped() {
             .store
             .received(bob.key, times[..3].to_vec())
             .await
-            .unwrap();
+            .must();
     }
     let counts: Vec<i64> = rows(&fixture, &bob)
         .await
@@ -315,7 +317,7 @@ async fn a_message_that_was_received_on_enough_streams_is_dropped() {
         .store
         .received(bob.key, times[..2].to_vec())
         .await
-        .unwrap();
+        .must();
 
     assert_eq!(counts, [2, 2, 2, 0]);
     assert_eq!(fixture.bodies(&bob).await, ["2", "3"]);
@@ -333,16 +335,16 @@ async fn a_mailbox_is_emptied_and_expires_in_a_transaction() {
                 .store
                 .append(mail(&device.address, &n.to_string()))
                 .await
-                .unwrap();
+                .must();
         }
     }
     let cut = rows(&fixture, &carol).await[3].msg_t;
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    mailbox::empty(&mut tx, bob.key).await.unwrap();
-    let first = mailbox::expire(&mut tx, carol.key, cut, 2).await.unwrap();
-    let second = mailbox::expire(&mut tx, carol.key, cut, 2).await.unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    mailbox::empty(&mut tx, bob.key).await.must();
+    let first = mailbox::expire(&mut tx, carol.key, cut, 2).await.must();
+    let second = mailbox::expire(&mut tx, carol.key, cut, 2).await.must();
+    tx.commit(Wake::default()).await.must();
 
     assert_eq!((first, second), (2, 1));
     assert!(rows(&fixture, &bob).await.is_empty());

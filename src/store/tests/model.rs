@@ -1,5 +1,7 @@
 //! Random writes against a model: what the model holds is what the store holds, and every counter is true.
 
+use crate::testing::Must as _;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -61,7 +63,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let limit = u32::try_from(RECEIVED_MAX).unwrap();
+        let limit = u32::try_from(RECEIVED_MAX).must();
         let fixture = Fixture::with(|limits| limits.mailbox_received_max = limit).await;
         let mut devices = Vec::new();
         for n in 0..DEVICES {
@@ -78,7 +80,7 @@ impl World {
         let key = self.devices[device].key;
         mailbox::page(&self.fixture.store, key, 0, 10_000)
             .await
-            .unwrap()
+            .must()
     }
 
     async fn run(&mut self, step: Step) {
@@ -89,17 +91,17 @@ impl World {
             Step::Receive(device, positions) => self.receive(device, positions).await,
             Step::Answer => self.answer().await,
             Step::Empty(device) => {
-                let mut tx = self.fixture.store.begin().await.unwrap();
+                let mut tx = self.fixture.store.begin().await.must();
                 mailbox::empty(&mut tx, self.devices[device].key)
                     .await
-                    .unwrap();
-                tx.commit(Wake::default()).await.unwrap();
+                    .must();
+                tx.commit(Wake::default()).await.must();
                 self.model.mail[device].clear();
             }
             Step::Forget(device, text) => {
-                let mut tx = self.fixture.store.begin().await.unwrap();
+                let mut tx = self.fixture.store.begin().await.must();
                 let append = mail(&self.devices[device].address, &text.to_string());
-                tx.append(vec![append]).await.unwrap();
+                tx.append(vec![append]).await.must();
             }
         }
     }
@@ -115,7 +117,7 @@ impl World {
         for (((device, text, key), n), answer) in texts.into_iter().zip(0..).zip(answers) {
             let known = key.and_then(|key| self.model.done.get(&key).copied());
             let expected = known.map_or(Appended::New, Appended::Repeat);
-            assert_eq!(answer.unwrap(), expected);
+            assert_eq!(answer.must(), expected);
             if known.is_none() {
                 key.map(|key| self.model.done.insert(key, n));
                 self.model.mail[device].push((text.to_string(), 0));
@@ -133,7 +135,7 @@ impl World {
                 .extend(mail(&self.devices[*device].address, &text).mail);
             self.model.mail[*device].push((text.clone(), 0));
         }
-        self.fixture.store.append(append).await.unwrap();
+        self.fixture.store.append(append).await.must();
         self.model.requests.insert(self.model.places, text);
     }
 
@@ -153,7 +155,7 @@ impl World {
         let answers = self.fixture.together(writes.collect()).await;
         let mut gone = std::collections::BTreeSet::new();
         for (at, answer) in known.into_iter().zip(answers) {
-            assert_eq!(answer.unwrap(), gone.insert(at), "once, and never twice");
+            assert_eq!(answer.must(), gone.insert(at), "once, and never twice");
         }
         for at in gone.into_iter().rev() {
             self.model.mail[device].remove(at);
@@ -170,7 +172,7 @@ impl World {
             .store
             .received(self.devices[device].key, times)
             .await
-            .unwrap();
+            .must();
         for at in &positions {
             self.model.mail[device][*at].1 += 1;
         }
@@ -179,7 +181,7 @@ impl World {
 
     async fn answer(&mut self) {
         if let Some((place, _)) = self.model.requests.pop_first() {
-            self.fixture.store.answered(place).await.unwrap();
+            self.fixture.store.answered(place).await.must();
         }
     }
 
@@ -188,17 +190,12 @@ impl World {
             let rows = self.waiting(device).await;
             let stored: Vec<(String, i64)> = rows
                 .iter()
-                .map(|row| {
-                    (
-                        String::from_utf8(row.body.to_vec()).unwrap(),
-                        row.received_on,
-                    )
-                })
+                .map(|row| (String::from_utf8(row.body.to_vec()).must(), row.received_on))
                 .collect();
             assert_eq!(stored, self.model.mail[device], "device {device}");
             assert!(rows.windows(2).all(|pair| pair[0].msg_t < pair[1].msg_t));
         }
-        let places = outbox::places(&self.fixture.store, 0, 1_000).await.unwrap();
+        let places = outbox::places(&self.fixture.store, 0, 1_000).await.must();
         assert!(
             places
                 .iter()
@@ -214,7 +211,7 @@ proptest! {
 
     #[test]
     fn the_store_holds_what_the_model_holds(steps in prop::collection::vec(step(), 1..30)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().must();
         runtime.block_on(async {
             let mut world = World::new().await;
             for step in steps {

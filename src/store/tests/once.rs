@@ -1,5 +1,7 @@
 //! Operations that happen once.
 
+use crate::testing::Must as _;
+
 use super::{
     Appended::{New, Repeat},
     *,
@@ -14,8 +16,8 @@ async fn a_repeat_gets_the_answer_that_the_first_was_stored_with() {
         ..mail(&bob.address, "invite")
     };
 
-    let first = fixture.store.append(invite(1_000)).await.unwrap();
-    let repeat = fixture.store.append(invite(2_000)).await.unwrap();
+    let first = fixture.store.append(invite(1_000)).await.must();
+    let repeat = fixture.store.append(invite(2_000)).await.must();
 
     assert_eq!(first, New);
     assert_eq!(repeat, Repeat(1_000));
@@ -34,7 +36,7 @@ async fn a_repeat_inside_a_batch_gets_the_answer_of_the_first() {
             ..mail(&bob.address, "old")
         })
         .await
-        .unwrap();
+        .must();
     let write = |name, answer| {
         fixture.store.append(Append {
             once: Some(once(name, answer)),
@@ -115,7 +117,7 @@ async fn many_keys_in_one_batch_are_told_apart() {
 
     for (n, answer) in (0..300).zip(answers) {
         let expected = if n < 100 { New } else { Repeat(n % 100) };
-        assert_eq!(answer.unwrap(), expected);
+        assert_eq!(answer.must(), expected);
     }
     assert_eq!(fixture.bodies(&bob).await.len(), 100);
     fixture.assert_consistent().await;

@@ -1,10 +1,12 @@
 //! Requests waiting for a peer.
 
+use crate::testing::Must as _;
+
 use super::*;
 use crate::store::outbox;
 
 async fn places(fixture: &Fixture) -> Vec<i64> {
-    let places = outbox::places(&fixture.store, 0, 100).await.unwrap();
+    let places = outbox::places(&fixture.store, 0, 100).await.must();
     places.into_iter().map(|place| place.place).collect()
 }
 
@@ -17,13 +19,13 @@ async fn a_request_waits_at_its_place_until_it_is_answered() {
         .store
         .append(parcel(12, "c.test", "later"))
         .await
-        .unwrap();
+        .must();
     fixture
         .store
         .append(parcel(11, "b.test", "earlier"))
         .await
-        .unwrap();
-    let stored = outbox::one(&fixture.store, 12).await.unwrap().unwrap();
+        .must();
+    let stored = outbox::one(&fixture.store, 12).await.must().must();
     let told: Vec<_> = fixture
         .told
         .take()
@@ -31,8 +33,8 @@ async fn a_request_waits_at_its_place_until_it_is_answered() {
         .flat_map(|wake| wake.stored)
         .collect();
     let waiting = places(&fixture).await;
-    let after = outbox::places(&fixture.store, 11, 100).await.unwrap();
-    fixture.store.answered(12).await.unwrap();
+    let after = outbox::places(&fixture.store, 11, 100).await.must();
+    fixture.store.answered(12).await.must();
 
     assert_eq!(waiting, [11, 12], "in the order of places");
     assert_eq!(
@@ -50,9 +52,9 @@ async fn a_request_waits_at_its_place_until_it_is_answered() {
     assert_eq!(&stored.body[..], b"later");
     assert_eq!(
         told[0],
-        (Domain::parse("c.test").unwrap(), "bob".to_owned(), 12)
+        (Domain::parse("c.test").must(), "bob".to_owned(), 12)
     );
-    assert!(outbox::one(&fixture.store, 12).await.unwrap().is_none());
+    assert!(outbox::one(&fixture.store, 12).await.must().is_none());
     assert_eq!(places(&fixture).await, [11]);
     fixture.assert_consistent().await;
 }
@@ -64,24 +66,24 @@ async fn a_refused_request_stays_until_its_sender_was_told_but_is_not_sent_again
         .store
         .append(parcel(1, "b.test", "refused"))
         .await
-        .unwrap();
+        .must();
     fixture
         .store
         .append(parcel(2, "b.test", "waiting"))
         .await
-        .unwrap();
+        .must();
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    outbox::refuse(&mut tx, 1, 403, "no").await.unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    outbox::refuse(&mut tx, 1, 403, "no").await.must();
+    tx.commit(Wake::default()).await.must();
     let waiting = places(&fixture).await;
-    let sent_again = outbox::one(&fixture.store, 1).await.unwrap();
+    let sent_again = outbox::one(&fixture.store, 1).await.must();
     let kept = fixture
         .number("SELECT COUNT(*) FROM outbox WHERE place = 1")
         .await;
-    let mut tx = fixture.store.begin().await.unwrap();
-    outbox::delete(&mut tx, &[1]).await.unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    outbox::delete(&mut tx, &[1]).await.must();
+    tx.commit(Wake::default()).await.must();
 
     assert_eq!(waiting, [2]);
     assert!(sent_again.is_none());
@@ -99,10 +101,10 @@ async fn domains_are_counted_with_their_oldest_request() {
             .store
             .append(parcel(place, domain, "text"))
             .await
-            .unwrap();
+            .must();
     }
 
-    let mut counts = outbox::counts(&fixture.store).await.unwrap();
+    let mut counts = outbox::counts(&fixture.store).await.must();
 
     counts.sort();
     let seen: Vec<_> = counts
@@ -123,24 +125,24 @@ async fn a_body_that_mailbox_and_outbox_share_goes_with_the_last_row() {
     append.parcels = parcel(1, "b.test", "shared").parcels;
     let bodies = "SELECT COUNT(*) FROM bodies";
 
-    fixture.store.append(append).await.unwrap();
+    fixture.store.append(append).await.must();
     let stored = fixture.number(bodies).await;
     for device in [&bob, &carol] {
         let row = mailbox::page(&fixture.store, device.key, 0, 1)
             .await
-            .unwrap()
+            .must()
             .remove(0);
         assert!(
             fixture
                 .store
                 .consume(device.key, row.msg_t, row.nonce)
                 .await
-                .unwrap()
+                .must()
         );
         fixture.assert_consistent().await;
     }
     let without_mail = fixture.number(bodies).await;
-    fixture.store.answered(1).await.unwrap();
+    fixture.store.answered(1).await.must();
 
     assert_eq!((stored, without_mail), (1, 1));
     assert_eq!(fixture.number(bodies).await, 0);

@@ -1,5 +1,7 @@
 //! The writer: merging, transactions in their turn, and the end.
 
+use crate::testing::Must as _;
+
 use std::{
     sync::{Mutex, mpsc},
     time::Duration,
@@ -71,8 +73,8 @@ async fn a_dropped_transaction_rolls_back_alone() {
     let bob = fixture.device("bob", "phone").await;
     fixture.told.take();
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    let (results, _) = tx.append(vec![mail(&bob.address, "never")]).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    let (results, _) = tx.append(vec![mail(&bob.address, "never")]).await.must();
     let later = async {
         drop(tx);
         Ok(Appended::New)
@@ -91,10 +93,10 @@ async fn a_committed_transaction_wakes_whom_it_names() {
     let bob = fixture.device("bob", "phone").await;
     fixture.told.take();
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    let (_, mut wake) = tx.append(vec![mail(&bob.address, "kept")]).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    let (_, mut wake) = tx.append(vec![mail(&bob.address, "kept")]).await.must();
     wake.ended.push(77);
-    tx.commit(wake).await.unwrap();
+    tx.commit(wake).await.must();
 
     let told = fixture.told.take();
     assert_eq!(told.len(), 1);
@@ -110,8 +112,8 @@ async fn a_transaction_that_is_open_for_too_long_is_rolled_back_and_others_go_on
     let fixture = Fixture::with(|limits| limits.transaction_ms = 30).await;
     let bob = fixture.device("bob", "phone").await;
 
-    let mut tx = fixture.store.begin().await.unwrap();
-    tx.append(vec![mail(&bob.address, "slow")]).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    tx.append(vec![mail(&bob.address, "slow")]).await.must();
     let other = fixture.store.append(mail(&bob.address, "other")).await;
     let call = tx.append(vec![mail(&bob.address, "later")]).await;
     let end = tx.commit(Wake::default()).await;
@@ -129,7 +131,7 @@ async fn closing_finishes_what_was_given() {
     let bob = fixture.device("bob", "phone").await;
     let texts: Vec<String> = (0..50).map(|n| format!("message {n}")).collect();
 
-    let tx = fixture.store.begin().await.unwrap();
+    let tx = fixture.store.begin().await.must();
     let writes = texts
         .iter()
         .map(|text| fixture.store.append(mail(&bob.address, text)));
@@ -142,8 +144,8 @@ async fn closing_finishes_what_was_given() {
 
     assert!(answers.iter().all(is_new));
     assert!(is_busy(&late));
-    let store = fixture.again().await.unwrap();
-    let rows = mailbox::page(&store, bob.key, 0, 100).await.unwrap();
+    let store = fixture.again().await.must();
+    let rows = mailbox::page(&store, bob.key, 0, 100).await.must();
     assert_eq!(
         rows.iter().map(|row| &row.body).collect::<Vec<_>>(),
         texts.iter().collect::<Vec<_>>()
@@ -159,11 +161,7 @@ struct Held {
 impl Wakes for Held {
     fn wake(&self, _wake: Wake) {
         let _ = self.entered.send(());
-        let _ = self
-            .go
-            .lock()
-            .unwrap()
-            .recv_timeout(Duration::from_secs(20));
+        let _ = self.go.lock().must().recv_timeout(Duration::from_secs(20));
     }
 }
 
@@ -173,17 +171,17 @@ async fn whoever_reads_is_woken_before_the_writer_answers() {
     let bob = fixture.device("bob", "phone").await;
     let (entered, entering) = mpsc::channel();
     let (let_go, go) = mpsc::channel();
-    let store = fixture.again().await.unwrap();
+    let store = fixture.again().await.must();
     let go = Mutex::new(go);
     store.on_commit(Arc::new(Held { entered, go }));
 
     let mut answer = Box::pin(store.append(mail(&bob.address, "text")));
     assert!((&mut answer).now_or_never().is_none());
     let woken = tokio::task::spawn_blocking(move || entering.recv_timeout(Duration::from_secs(20)));
-    woken.await.unwrap().unwrap();
+    woken.await.must().must();
     let early = (&mut answer).now_or_never();
     let seen = fixture.bodies(&bob).await;
-    let_go.send(()).unwrap();
+    let_go.send(()).must();
 
     assert!(early.is_none(), "answered before anybody was woken");
     assert_eq!(seen, ["text"], "it is on disk when readers are woken");
@@ -193,15 +191,15 @@ async fn whoever_reads_is_woken_before_the_writer_answers() {
 #[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_in_words() {
     let fixture = Fixture::new().await;
-    let mut tx = fixture.store.begin().await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
     tx.execute(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES (9999, 'of the future', 1, $1, 0)",
         [Value::from(&[0_u8; 32])],
     )
     .await
-    .unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    .must();
+    tx.commit(Wake::default()).await.must();
 
     let refused = fixture.again().await.err();
 
@@ -224,14 +222,14 @@ async fn the_file_gives_free_pages_back() {
     for n in 0..24 {
         let mut append = mail(&bob.address, &format!("{n}{long}"));
         append.mail[0].refusable = false;
-        fixture.store.append(append).await.unwrap();
+        fixture.store.append(append).await.must();
     }
-    let mut tx = fixture.store.begin().await.unwrap();
-    mailbox::empty(&mut tx, bob.key).await.unwrap();
-    tx.commit(Wake::default()).await.unwrap();
+    let mut tx = fixture.store.begin().await.must();
+    mailbox::empty(&mut tx, bob.key).await.must();
+    tx.commit(Wake::default()).await.must();
     let before = fixture.number("PRAGMA freelist_count").await;
 
-    fixture.store.maintain().await.unwrap();
+    fixture.store.maintain().await.must();
 
     let after = fixture.number("PRAGMA freelist_count").await;
     assert_eq!(before - after, 1_024, "{before} free pages before");

@@ -35,6 +35,7 @@ pub(crate) mod scripted;
 pub(crate) mod snapshot;
 pub(crate) mod stream;
 pub(crate) mod user;
+pub(crate) mod wait;
 
 mod proof;
 

@@ -27,6 +27,7 @@ use super::{Lab, PATIENCE, free_ports, raw::RawCodec, refusals::within};
 mod bundles;
 pub(crate) mod dial;
 mod door;
+mod letters;
 
 pub(crate) use bundles::Target;
 pub(crate) use dial::Dialler;
@@ -48,6 +49,8 @@ pub(crate) enum Act {
     Silence,
     /// Does it once the token is cancelled.
     After(CancellationToken, Box<Act>),
+    /// Decides when it sees the request.
+    Judge(fn(&Heard) -> Act),
 }
 
 impl Act {
@@ -234,7 +237,10 @@ impl tonic::server::UnaryService<Bytes> for Play {
             request_id: header("skiserver-request-id"),
             body: request.get_ref().clone(),
         };
-        let act = self.script.cue(&self.rpc);
+        let mut act = self.script.cue(&self.rpc);
+        while let Act::Judge(judge) = act {
+            act = judge(&heard);
+        }
         self.script.heard.send_modify(|all| all.push(heard));
         Box::pin(perform(act, self.cut.clone()))
     }
@@ -264,7 +270,7 @@ async fn perform(mut act: Act, cut: CancellationToken) -> Result<Response<Bytes>
         Ok(Response::new(verdict.encode_to_vec().into()))
     };
     match act {
-        Act::Grant | Act::After(..) => verdict(ResponseCode::Ok),
+        Act::Grant | Act::After(..) | Act::Judge(_) => verdict(ResponseCode::Ok),
         Act::Refuse(code) => verdict(code),
         Act::Reply(bytes) => Ok(Response::new(bytes)),
         Act::Fail(code) => Err(Status::new(code, "as scripted")),

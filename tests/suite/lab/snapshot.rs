@@ -112,11 +112,12 @@ async fn open(database: &Path) -> SqliteConnection {
         .unwrap()
 }
 
+/// All tables but the one that only says which domain was seen when.
 async fn dump(domain: &str, database: &Path, into: &mut BTreeMap<String, Vec<String>>) {
     let mut database = open(database).await;
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
-         AND name NOT LIKE '%sqlx%' ORDER BY name",
+         AND name NOT LIKE '%sqlx%' AND name <> 'peers' ORDER BY name",
     )
     .fetch_all(&mut database)
     .await

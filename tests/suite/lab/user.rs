@@ -164,20 +164,17 @@ impl User {
 }
 
 /// Makes a session between two devices, as their clients do. Their streams are opened, and closed again.
-pub(crate) async fn establish(inviter: &User, invited: &User) -> String {
-    let mut theirs = invited.stream().await;
+pub(crate) async fn establish(inviter: &User, guest: &User) -> String {
+    let mut theirs = guest.stream().await;
     let mut ours = inviter.stream().await;
     establish_on(&mut ours, &mut theirs).await
 }
 
 /// Makes a session between the devices of two open streams on which nothing else is under way.
-pub(crate) async fn establish_on(inviter: &mut OpenStream, invited: &mut OpenStream) -> String {
-    let (alice, bob) = (
-        User(inviter.device().clone()),
-        User(invited.device().clone()),
-    );
+pub(crate) async fn establish_on(inviter: &mut OpenStream, guest: &mut OpenStream) -> String {
+    let (alice, bob) = (User(inviter.device().clone()), User(guest.device().clone()));
     let sent = alice.invite(&bob).await;
-    let invite = invited.next_invite().await.said;
+    let invite = guest.next_invite().await.said;
     assert_eq!(invite.session_id, sent.session_id);
     let acceptance = talk::acceptance(&bob, &invite).unwrap();
     talk::accept(&bob, &acceptance).await.unwrap();

@@ -1,5 +1,7 @@
 //! Auth codes: who gets one, and how it ends.
 
+use crate::testing::Must as _;
+
 use super::*;
 use crate::{
     error::Error,
@@ -27,7 +29,7 @@ fn is_wrong(answer: &Result<RegisterUserResponse>) -> bool {
 
 /// Another code than the right one.
 fn wrong(code: &str) -> String {
-    let number: u32 = code.parse().unwrap();
+    let number: u32 = code.parse().must();
     format!("{:06}", (number + 1) % 1_000_000)
 }
 
@@ -35,12 +37,12 @@ fn wrong(code: &str) -> String {
 async fn a_code_has_six_digits_and_a_life_in_seconds() {
     let bench = Bench::start().await;
 
-    let answer = acquire(&bench, "mailto:Alice@mail.test").await.unwrap();
+    let answer = acquire(&bench, "mailto:Alice@mail.test").await.must();
 
     assert_eq!(answer.ttl, 600);
-    let code = bench.code("mailto:Alice@mail.test").unwrap();
+    let code = bench.code("mailto:Alice@mail.test").must();
     assert!(code.len() == 6 && code.bytes().all(|b| b.is_ascii_digit()));
-    enter(&bench, &code).await.unwrap();
+    enter(&bench, &code).await.must();
     for bad in ["", "alice", "xmpp:alice@mail.test"] {
         let refused = acquire(&bench, bad).await;
         assert!(matches!(refused, Err(Error::Invalid("authenticator"))));
@@ -52,8 +54,8 @@ async fn the_answer_is_the_same_for_known_and_unknown_authenticators() {
     let bench = Bench::start().await;
     Phone::new(&bench, "alice", "phone").await;
 
-    let known = acquire(&bench, "alice@mail.test").await.unwrap();
-    let unknown = acquire(&bench, "nobody@mail.test").await.unwrap();
+    let known = acquire(&bench, "alice@mail.test").await.must();
+    let unknown = acquire(&bench, "nobody@mail.test").await.must();
 
     assert_eq!(known, unknown);
 }
@@ -62,7 +64,7 @@ async fn the_answer_is_the_same_for_known_and_unknown_authenticators() {
 async fn a_code_works_once() {
     let bench = Bench::start().await;
     let code = code(&bench, "alice@mail.test").await;
-    enter(&bench, &code).await.unwrap();
+    enter(&bench, &code).await.must();
 
     assert!(is_wrong(&enter(&bench, &code).await));
 }
@@ -77,7 +79,7 @@ async fn a_new_code_ends_the_one_before() {
     }
 
     assert!(is_wrong(&enter(&bench, &first).await));
-    enter(&bench, &second).await.unwrap();
+    enter(&bench, &second).await.must();
 }
 
 #[tokio::test]
@@ -85,7 +87,7 @@ async fn a_code_is_for_its_authenticator_only() {
     let bench = Bench::start().await;
     code(&bench, "alice@mail.test").await;
     let others = code(&bench, "bob@mail.test").await;
-    let own = bench.code("alice@mail.test").unwrap();
+    let own = bench.code("alice@mail.test").must();
 
     assert!(own == others || is_wrong(&enter(&bench, &others).await));
 }
@@ -127,13 +129,13 @@ async fn one_authenticator_gets_few_codes_an_hour_in_whatever_spelling() {
         "alice@MAIL.test",
         " alice@mail.test",
     ] {
-        acquire(&bench, spelling).await.unwrap();
+        acquire(&bench, spelling).await.must();
     }
 
     let refused = acquire(&bench, "alice@mail.test").await;
 
     assert!(matches!(refused, Err(Error::Throttled(_))), "{refused:?}");
-    acquire(&bench, "bob@mail.test").await.unwrap();
+    acquire(&bench, "bob@mail.test").await.must();
 }
 
 #[tokio::test]
@@ -141,7 +143,7 @@ async fn one_network_address_makes_few_account_calls_a_minute() {
     let bench =
         Bench::start_with(|config| config.limits.account_calls_per_address_minute = 3).await;
     for name in ["a", "b", "c"] {
-        acquire(&bench, &format!("{name}@mail.test")).await.unwrap();
+        acquire(&bench, &format!("{name}@mail.test")).await.must();
     }
 
     let refused = acquire(&bench, "d@mail.test").await;
@@ -154,7 +156,7 @@ async fn one_network_address_makes_few_account_calls_a_minute() {
 #[test]
 fn neighbours_in_one_ipv6_network_count_as_one_address() {
     use crate::operations::accounts::network;
-    let parse = |text: &str| network(text.parse().unwrap());
+    let parse = |text: &str| network(text.parse().must());
 
     assert_eq!(parse("2001:db8::1"), parse("2001:db8::ffff:0:0:2"));
     assert_ne!(parse("2001:db8::1"), parse("2001:db8:0:1::1"));
@@ -167,9 +169,9 @@ async fn the_server_tells_its_name_and_time() {
     let bench = Bench::start().await;
 
     let request = AcquireServerInfoRequest::default();
-    let answer = server_info(&bench, &stranger(), request).await.unwrap();
+    let answer = server_info(&bench, &stranger(), request).await.must();
 
-    let heartbeat = answer.heartbeat.unwrap();
+    let heartbeat = answer.heartbeat.must();
     assert_eq!(heartbeat.hostname, "a.test");
     assert!((bench.clock.now_ms() - heartbeat.server_t).abs() < 60_000);
 }
@@ -177,15 +179,15 @@ async fn the_server_tells_its_name_and_time() {
 #[tokio::test]
 async fn the_answer_waits_for_no_gateway_and_hides_its_failure() {
     // A listener that accepts nothing: the call hangs until it is given up.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").must();
+    let url = format!("http://{}/", silent.local_addr().must());
     let bench = Bench::start_with(|config| {
         config.codes.delivery = crate::config::Delivery::Webhook;
         config.codes.webhook = Some(crate::config::Webhook { url, bearer: None });
     })
     .await;
 
-    let answer = acquire(&bench, "alice@mail.test").await.unwrap();
+    let answer = acquire(&bench, "alice@mail.test").await.must();
 
     assert_eq!(answer.ttl, 600);
     assert_eq!(count(&bench, "SELECT COUNT(*) FROM auth_codes").await, 1);

@@ -1,5 +1,7 @@
 //! The end of a device, ours and a peer's.
 
+use crate::testing::Must as _;
+
 use super::{register_more::write, *};
 use crate::{
     address::Domain,
@@ -28,11 +30,11 @@ async fn a_sign_out_leaves_nothing_of_the_device_and_tells_its_peers() {
     let carol = Phone::new(&bench, "carol", "phone").await;
     pair(&bench, &phone.address, &bob.address).await;
     pair(&bench, &tablet.address, &bob.address).await;
-    let caller = phone.caller(&bench).await.unwrap();
+    let caller = phone.caller(&bench).await.must();
 
     sign_out(&bench, &caller, phone.address.to_proto())
         .await
-        .unwrap();
+        .must();
 
     assert!(phone.caller(&bench).await.is_none());
     assert_eq!(key(&bench, &phone.address).await, None);
@@ -42,7 +44,7 @@ async fn a_sign_out_leaves_nothing_of_the_device_and_tells_its_peers() {
         assert_eq!(mail.len(), letters, "{}", *told.address);
     }
     for told in [&tablet, &bob] {
-        let (_, last) = told.mail(&bench).await.pop().unwrap();
+        let (_, last) = told.mail(&bench).await.pop().must();
         let own = Some(phone.address.to_proto_named("alice"));
         assert_eq!(last.from, own);
         let Some(Payload::RemoveUserDeviceMsg(removed)) = last.payload else {
@@ -70,7 +72,7 @@ async fn a_device_signs_out_only_itself_and_only_once() {
     let bench = Bench::start().await;
     let phone = Phone::new(&bench, "alice", "phone").await;
     let tablet = Phone::new(&bench, "alice", "tablet").await;
-    let caller = phone.caller(&bench).await.unwrap();
+    let caller = phone.caller(&bench).await.must();
 
     let others = sign_out(&bench, &caller, tablet.address.to_proto()).await;
     assert!(matches!(others, Err(Error::Forbidden(_))), "{others:?}");
@@ -79,7 +81,7 @@ async fn a_device_signs_out_only_itself_and_only_once() {
     let nobody = sign_out(&bench, &stranger(), phone.address.to_proto()).await;
     assert!(matches!(nobody, Err(Error::Unauthenticated(_))));
     let own = || phone.address.to_proto();
-    sign_out(&bench, &caller, own()).await.unwrap();
+    sign_out(&bench, &caller, own()).await.must();
     let again = sign_out(&bench, &caller, own()).await;
     assert!(matches!(again, Err(Error::Unauthenticated(_))), "{again:?}");
 }
@@ -88,7 +90,7 @@ async fn a_device_signs_out_only_itself_and_only_once() {
 async fn a_former_installation_can_not_sign_out_the_one_that_took_its_place() {
     let bench = Bench::start().await;
     let former = Phone::new(&bench, "alice", "phone").await;
-    let caller = former.caller(&bench).await.unwrap();
+    let caller = former.caller(&bench).await.must();
     let present = Phone::new(&bench, "alice", "phone").await;
 
     let refused = sign_out(&bench, &caller, former.address.to_proto()).await;
@@ -102,11 +104,11 @@ async fn a_device_that_comes_back_goes_on_with_its_tags() {
     let bench = Bench::start().await;
     let phone = Phone::new(&bench, "alice", "phone").await;
     write(&bench, &phone).await;
-    let newest = phone.mail(&bench).await.last().unwrap().0;
-    let caller = phone.caller(&bench).await.unwrap();
+    let newest = phone.mail(&bench).await.last().must().0;
+    let caller = phone.caller(&bench).await.must();
     sign_out(&bench, &caller, phone.address.to_proto())
         .await
-        .unwrap();
+        .must();
     bench.clock.turn(-60_000);
 
     let back = Phone::new(&bench, "alice", "phone").await;
@@ -134,16 +136,16 @@ async fn a_peers_removed_device_loses_its_sessions_and_our_devices_hear_of_it_on
     let bench = Bench::start().await;
     let alice = Phone::new(&bench, "alice", "phone").await;
     let bob = Phone::new(&bench, "bob", "phone").await;
-    let parse = |text: &str| DeviceAddress::parse(text).unwrap();
+    let parse = |text: &str| DeviceAddress::parse(text).must();
     let (carol, dave) = (parse("carol@b.test/phone"), parse("dave@b.test/phone"));
     pair(&bench, &alice.address, &carol).await;
     pair(&bench, &alice.address, &dave).await;
     pair(&bench, &bob.address, &dave).await;
-    let peer = Caller::Peer(Domain::parse("b.test").unwrap());
+    let peer = Caller::Peer(Domain::parse("b.test").must());
     let request = || gone(&carol.to_proto(), &carol.to_proto());
 
     for _ in 0..2 {
-        on_removed_device(&bench, &peer, request()).await.unwrap();
+        on_removed_device(&bench, &peer, request()).await.must();
     }
 
     let letters = alice.mail(&bench).await;
@@ -163,12 +165,12 @@ async fn a_peer_tells_of_its_own_devices_only() {
     let alice = Phone::new(&bench, "alice", "phone").await;
     let bob = Phone::new(&bench, "bob", "phone").await;
     pair(&bench, &alice.address, &bob.address).await;
-    let address = |text: &str| DeviceAddress::parse(text).unwrap().to_proto();
+    let address = |text: &str| DeviceAddress::parse(text).must().to_proto();
     let (carol, eve) = (address("carol@b.test/phone"), address("eve@c.test/phone"));
-    let whole_user = DeviceAddress::parse("carol@b.test/x").unwrap().user;
+    let whole_user = DeviceAddress::parse("carol@b.test/x").must().user;
     let whole_user = whole_user.to_proto();
     let ours = alice.address.to_proto();
-    let peer = Caller::Peer(Domain::parse("b.test").unwrap());
+    let peer = Caller::Peer(Domain::parse("b.test").must());
 
     for (user, message, forbidden) in [
         (&eve, &eve, true),
@@ -186,7 +188,7 @@ async fn a_peer_tells_of_its_own_devices_only() {
             other => panic!("{user:?}, {message:?}: {other:?}"),
         }
     }
-    let device = alice.caller(&bench).await.unwrap();
+    let device = alice.caller(&bench).await.must();
     let refused = on_removed_device(&bench, &device, gone(&ours, &ours)).await;
     assert!(matches!(refused, Err(Error::Unauthenticated(_))));
     assert_eq!(count(&bench, "SELECT COUNT(*) FROM sessions").await, 2);

@@ -1,5 +1,7 @@
 //! What other domains are told of our devices: rows of the outbox, each domain and lane its own.
 
+use crate::testing::Must as _;
+
 use prost::Message as _;
 
 use super::*;
@@ -9,7 +11,7 @@ use crate::{
 };
 
 fn device(text: &str) -> DeviceAddress {
-    DeviceAddress::parse(text).unwrap()
+    DeviceAddress::parse(text).must()
 }
 
 #[tokio::test]
@@ -24,12 +26,12 @@ async fn a_sign_out_tells_each_domain_once() {
     ] {
         pair(&bench, &phone.address, &device(peer)).await;
     }
-    let caller = phone.caller(&bench).await.unwrap();
+    let caller = phone.caller(&bench).await.must();
 
     let request = LogoutRequest {
         user_address: Some(phone.address.to_proto()),
     };
-    logout(&bench, &caller, request).await.unwrap();
+    logout(&bench, &caller, request).await.must();
 
     let waiting = outbox(&bench).await;
     let own = Some(phone.address.to_proto());
@@ -37,9 +39,9 @@ async fn a_sign_out_tells_each_domain_once() {
     assert_eq!(domains, ["b.test", "c.test"]);
     for (_, lane, request) in waiting {
         assert_eq!(lane, "", "a barrier has no lane");
-        let request = RemoveUserDeviceRequest::decode(request).unwrap();
+        let request = RemoveUserDeviceRequest::decode(request).must();
         assert_eq!(request.user_address, own);
-        assert_eq!(request.remove_user_device_msg.unwrap().user_address, own);
+        assert_eq!(request.remove_user_device_msg.must().user_address, own);
     }
     assert_eq!(count(&bench, "SELECT COUNT(*) FROM sessions").await, 0);
 }
@@ -65,14 +67,14 @@ async fn another_installation_is_removed_at_its_peers_before_it_is_added() {
         panic!("{waiting:?}")
     };
     assert_eq!(barrier, "");
-    let removed = RemoveUserDeviceRequest::decode(removed.clone()).unwrap();
+    let removed = RemoveUserDeviceRequest::decode(removed.clone()).must();
     assert_eq!(removed.user_address, Some(phone.address.to_proto()));
     assert_eq!((domain.as_str(), lane.as_str()), ("b.test", "bob@b.test"));
-    let added = SubmitProtoMsgRequest::decode(added.clone()).unwrap();
-    let added = added.proto_msg.unwrap();
+    let added = SubmitProtoMsgRequest::decode(added.clone()).must();
+    let added = added.proto_msg.must();
     assert_eq!(added.to, Some(bob.to_proto()));
     assert_eq!(added.from, again.answer.address);
-    assert!(!added.tag.unwrap().proto_msg_id.is_empty());
+    assert!(!added.tag.must().proto_msg_id.is_empty());
     let Some(Payload::AddUserDeviceMsg(message)) = added.payload else {
         panic!("not an added device")
     };
@@ -103,10 +105,10 @@ async fn a_registration_that_fails_gives_its_places_in_lanes_back() {
     assert_eq!(count(&bench, "SELECT COUNT(*) FROM devices").await, 1);
     assert_eq!(phone.mail(&bench).await.len(), 1);
     // One place is free still.
-    let caller = phone.caller(&bench).await.unwrap();
+    let caller = phone.caller(&bench).await.must();
     let request = LogoutRequest {
         user_address: Some(phone.address.to_proto()),
     };
-    logout(&bench, &caller, request).await.unwrap();
+    logout(&bench, &caller, request).await.must();
     assert_eq!(outbox(&bench).await.len(), 1);
 }

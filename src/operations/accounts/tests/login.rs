@@ -1,5 +1,7 @@
 //! Signing in with a password.
 
+use crate::testing::Must as _;
+
 use super::*;
 use crate::{
     address::DeviceAddress,
@@ -33,11 +35,11 @@ async fn each_device_signs_in_with_its_own_password() {
     for (device, other) in [(&phone, &tablet), (&tablet, &phone)] {
         let address = device.answer.address.clone();
         let answer = sign_in(&bench, address.clone(), &device.answer.password).await;
-        let answer = answer.unwrap();
+        let answer = answer.must();
         assert!(answer.expires_in > bench.clock.now_ms());
         assert_eq!(answer.user_state(), UserState::Normal);
-        let caller = caller(&bench, &answer.auth).await.unwrap();
-        assert_eq!(caller.device().unwrap().key, device.key);
+        let caller = caller(&bench, &answer.auth).await.must();
+        assert_eq!(caller.device().must().key, device.key);
         assert!(device.caller(&bench).await.is_some(), "both tokens count");
         let refused = sign_in(&bench, address, &other.answer.password).await;
         assert!(matches!(refused, Err(Error::Unauthenticated(_))));
@@ -49,7 +51,7 @@ async fn everything_wrong_gets_one_answer() {
     let bench = Bench::start().await;
     let phone = Phone::new(&bench, "alice", "phone").await;
     let password = &phone.answer.password;
-    let address = |text: &str| Some(DeviceAddress::parse(text).unwrap().to_proto());
+    let address = |text: &str| Some(DeviceAddress::parse(text).must().to_proto());
     let own = || phone.answer.address.clone();
     let long = "x".repeat(257);
 
@@ -82,7 +84,7 @@ async fn a_device_that_failed_too_often_waits_and_others_do_not() {
     let bob = Phone::new(&bench, "bob", "phone").await;
     let (address, password) = (phone.answer.address.clone(), &phone.answer.password);
     for _ in 0..5 {
-        sign_in(&bench, address.clone(), password).await.unwrap();
+        sign_in(&bench, address.clone(), password).await.must();
     }
     for _ in 0..2 {
         let refused = sign_in(&bench, address.clone(), "wrong").await;
@@ -93,13 +95,13 @@ async fn a_device_that_failed_too_often_waits_and_others_do_not() {
 
     assert!(matches!(refused, Err(Error::Throttled(_))), "{refused:?}");
     let bobs = sign_in(&bench, bob.answer.address.clone(), &bob.answer.password);
-    bobs.await.unwrap();
+    bobs.await.must();
     let elsewhere = Caller::Nobody(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
     let request = LoginRequest {
         user_address: address,
         password: password.clone(),
     };
-    login(&bench, &elsewhere, request).await.unwrap();
+    login(&bench, &elsewhere, request).await.must();
 }
 
 #[tokio::test]
@@ -126,7 +128,7 @@ async fn the_oldest_token_goes_when_there_are_too_many() {
         bench.clock.turn(1_000);
         let address = phone.answer.address.clone();
         let answer = sign_in(&bench, address, &phone.answer.password).await;
-        auths.push(answer.unwrap().auth);
+        auths.push(answer.must().auth);
     }
 
     assert!(caller(&bench, &auths[0]).await.is_none());

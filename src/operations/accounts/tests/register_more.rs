@@ -1,5 +1,7 @@
 //! Further devices of a user, and devices that register again.
 
+use crate::testing::Must as _;
+
 use super::*;
 use crate::{error::Error, store::Recipient};
 
@@ -24,7 +26,7 @@ async fn another_device_is_told_of_the_others_and_they_of_it() {
     let added = tablet.address.to_proto_named("alice");
     for told in [&phone, &bob] {
         let mail = told.mail(&bench).await;
-        let (_, last) = mail.last().unwrap();
+        let (_, last) = mail.last().must();
         assert_eq!(last.from.as_ref(), Some(&added));
         let Some(Payload::AddUserDeviceMsg(message)) = &last.payload else {
             panic!("{last:?}")
@@ -75,7 +77,7 @@ async fn a_further_device_keeps_the_registered_name() {
     let mut tablet = form("alice", "tablet");
     tablet.user_name = "Somebody".to_owned();
 
-    let answer = apply(&bench, tablet).await.unwrap();
+    let answer = apply(&bench, tablet).await.must();
 
     assert_eq!(answer.username, "alice");
 }
@@ -104,9 +106,9 @@ async fn a_suspended_user_registers_no_device() {
 }
 
 pub(super) async fn suspend(bench: &Bench) {
-    let mut tx = bench.store.begin().await.unwrap();
-    tx.execute("UPDATE users SET state = 1", []).await.unwrap();
-    tx.commit(crate::store::Wake::default()).await.unwrap();
+    let mut tx = bench.store.begin().await.must();
+    tx.execute("UPDATE users SET state = 1", []).await.must();
+    tx.commit(crate::store::Wake::default()).await.must();
 }
 
 #[tokio::test]
@@ -117,12 +119,12 @@ async fn another_installation_starts_anew_at_the_same_address() {
     let bob = Phone::new(&bench, "bob", "phone").await;
     pair(&bench, &phone.address, &bob.address).await;
     write(&bench, &phone).await;
-    let newest = phone.mail(&bench).await.last().unwrap().0;
+    let newest = phone.mail(&bench).await.last().must().0;
     let mut again = form("alice", "phone");
-    again.identity_key_public.as_mut().unwrap().sign_public_key = vec![9; 2_592].into();
+    again.identity_key_public.as_mut().must().sign_public_key = vec![9; 2_592].into();
     again.one_time_pre_key_list.truncate(3);
 
-    let answer = apply(&bench, again).await.unwrap();
+    let answer = apply(&bench, again).await.must();
 
     assert_eq!(key(&bench, &phone.address).await, Some(phone.key));
     assert!(
@@ -174,5 +176,5 @@ pub(super) async fn write(bench: &Bench, phone: &Phone) {
         mail: vec![letter.mail(to, String::new(), false)],
         ..Append::default()
     };
-    bench.store.append(append).await.unwrap();
+    bench.store.append(append).await.must();
 }

@@ -1,5 +1,7 @@
 //! First devices: what a good registration gives, and every way to be refused.
 
+use crate::testing::Must as _;
+
 use super::*;
 use crate::{
     config::Registration,
@@ -36,8 +38,8 @@ async fn a_first_registration_answers_everything_that_a_client_needs() {
     );
     assert!(answer.other_device_address_list.is_empty());
     assert!(answer.other_user_address_list.is_empty());
-    let caller = alice.caller(&bench).await.unwrap();
-    assert_eq!(*caller.device().unwrap().address, *alice.address);
+    let caller = alice.caller(&bench).await.must();
+    assert_eq!(*caller.device().must().address, *alice.address);
     let Payload::SystemManagerMsg(welcome) = &alice.letters(&bench).await[0] else {
         panic!("no welcome")
     };
@@ -62,14 +64,11 @@ async fn secrets_are_not_in_the_database() {
             [],
         )
         .await
-        .unwrap()
-        .unwrap();
-    assert!(row.text(0).unwrap().starts_with("$argon2id$"));
-    assert!(!row.text(0).unwrap().contains(&alice.answer.password));
-    assert_eq!(
-        row.hash(1).unwrap(),
-        sha256(&[alice.answer.auth.as_bytes()])
-    );
+        .must()
+        .must();
+    assert!(row.text(0).must().starts_with("$argon2id$"));
+    assert!(!row.text(0).must().contains(&alice.answer.password));
+    assert_eq!(row.hash(1).must(), sha256(&[alice.answer.auth.as_bytes()]));
 }
 
 #[tokio::test]
@@ -100,7 +99,7 @@ async fn each_field_is_checked_and_a_bad_one_changes_nothing() {
         ("identity_key_public", |f| f.identity_key_public = None),
         ("signed_pre_key_public", |f| f.signed_pre_key_public = None),
         ("signed pre-key", |f| {
-            f.signed_pre_key_public.as_mut().unwrap().public_key = vec![3; 800].into();
+            f.signed_pre_key_public.as_mut().must().public_key = vec![3; 800].into();
         }),
         ("opk_id", |f| f.one_time_pre_key_list[3].opk_id = 1),
     ];
@@ -120,7 +119,7 @@ async fn each_field_is_checked_and_a_bad_one_changes_nothing() {
         count(&bench, "SELECT COUNT(*) FROM auth_codes WHERE attempts = 0").await,
         1
     );
-    register(&bench, &stranger(), good).await.unwrap();
+    register(&bench, &stranger(), good).await.must();
 }
 
 #[tokio::test]
@@ -135,7 +134,7 @@ async fn a_taken_id_is_a_conflict_in_any_letter_case_and_leaves_the_code_usable(
     assert!(matches!(taken, Err(Error::Conflict(_))), "{taken:?}");
 
     other.user_id = "bob".to_owned();
-    register(&bench, &stranger(), other).await.unwrap();
+    register(&bench, &stranger(), other).await.must();
     for (user_id, free) in [("ALICE", false), ("Alice", false), ("carol", true)] {
         let request = AskUserIdAvailableRequest {
             user_id: user_id.to_owned(),
@@ -155,12 +154,12 @@ async fn a_taken_id_is_a_conflict_in_any_letter_case_and_leaves_the_code_usable(
 async fn an_invitation_lets_one_in_and_makes_friends() {
     let bench = Bench::start().await;
     let alice = Phone::new(&bench, "alice", "phone").await;
-    let invitation = invitations::create(&bench, "alice").await.unwrap();
+    let invitation = invitations::create(&bench, "alice").await.must();
     assert!(invitation.starts_with("e2ee:alice@a.test;invite="));
     let mut guest = form("bob", "phone");
     guest.auth_code = invitation;
 
-    let answer = register(&bench, &stranger(), guest.clone()).await.unwrap();
+    let answer = register(&bench, &stranger(), guest.clone()).await.must();
 
     assert_eq!(answer.authenticator, "", "an invitation proves none");
     assert_eq!(
@@ -174,10 +173,10 @@ async fn an_invitation_lets_one_in_and_makes_friends() {
             [],
         )
         .await
-        .unwrap();
+        .must();
     let sides: Vec<_> = sides
         .iter()
-        .map(|s| (s.text(0).unwrap(), s.text(1).unwrap(), s.int(2).unwrap()))
+        .map(|s| (s.text(0).must(), s.text(1).must(), s.int(2).must()))
         .collect();
     let friend = i64::from(FriendStatus::Friend as i32);
     assert_eq!(
@@ -191,7 +190,7 @@ async fn an_invitation_lets_one_in_and_makes_friends() {
         panic!("the inviter is not told")
     };
     assert_eq!(told.op(), FriendOp::Added);
-    let seen = told.friend.as_ref().unwrap();
+    let seen = told.friend.as_ref().must();
     assert_eq!(
         (seen.from_user.as_str(), seen.to_user.as_str()),
         ("alice@a.test", "bob@a.test")
@@ -205,7 +204,7 @@ async fn an_invitation_lets_one_in_and_makes_friends() {
 async fn an_invitation_claims_nobody_elses_authenticator() {
     let bench = Bench::start().await;
     let alice = Phone::new(&bench, "alice", "phone").await;
-    let invitation = invitations::create(&bench, "alice").await.unwrap();
+    let invitation = invitations::create(&bench, "alice").await.must();
     let mut thief = form("alice", "thief");
     thief.auth_code = invitation.clone();
 
@@ -213,8 +212,8 @@ async fn an_invitation_claims_nobody_elses_authenticator() {
     assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
 
     thief.user_id = "mallory".to_owned();
-    register(&bench, &stranger(), thief).await.unwrap();
-    let answer = apply(&bench, form("alice", "tablet")).await.unwrap();
+    register(&bench, &stranger(), thief).await.must();
+    let answer = apply(&bench, form("alice", "tablet")).await.must();
     assert_eq!(
         answer.other_device_address_list,
         [alice.address.to_proto_named("alice")]
@@ -226,8 +225,8 @@ async fn invitations_that_are_foreign_over_or_made_up_get_one_answer() {
     let bench = Bench::start().await;
     Phone::new(&bench, "alice", "phone").await;
     Phone::new(&bench, "eve", "phone").await;
-    let good = invitations::create(&bench, "alice").await.unwrap();
-    let secret = good.split_once('=').unwrap().1.to_owned();
+    let good = invitations::create(&bench, "alice").await.must();
+    let secret = good.split_once('=').must().1.to_owned();
     let mut form = form("bob", "phone");
 
     for bad in [
