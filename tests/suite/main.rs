@@ -9,8 +9,9 @@ mod config_files;
 #[cfg(test)]
 mod contract_tables;
 #[cfg(test)]
-mod devices;
 mod crash;
+#[cfg(test)]
+mod devices;
 #[cfg(test)]
 mod discovery;
 #[cfg(test)]
@@ -24,8 +25,9 @@ mod lab;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
-mod peer_door;
 mod outbox;
+#[cfg(test)]
+mod peer_door;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
