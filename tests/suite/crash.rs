@@ -185,7 +185,7 @@ const UNDER_WAY_MAX: u32 = 8;
 /// The longest way from a message to the crash behind it, in turns of this task.
 const YIELDS_MAX: u32 = 3_000;
 /// All crashes together take a small part of this.
-const CRASHES_PATIENCE: Duration = Duration::from_secs(180);
+const CRASHES_PATIENCE: Duration = Duration::from_mins(3);
 
 /// What is seen of two people while the node between them crashes.
 struct Story {
