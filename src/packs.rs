@@ -6,7 +6,9 @@ use std::collections::HashSet;
 use crate::{
     error::{Error, Result},
     limits,
-    proto::skissm::{IdentityKeyPublic, OneTimePreKeyPublic, SignedPreKeyPublic},
+    proto::skissm::{
+        AcceptMsg, IdentityKeyPublic, InviteMsg, OneTimePreKeyPublic, SignedPreKeyPublic,
+    },
     signing,
 };
 
@@ -42,6 +44,7 @@ pub struct Pack {
     sign_public_bytes: usize,
     signature: Length,
     kem_public_bytes: usize,
+    kem_ciphertext_bytes: usize,
 }
 
 impl Pack {
@@ -50,12 +53,17 @@ impl Pack {
     pub fn parse(e2ee_pack_id: u32) -> Result<Self> {
         let [version, signature_algorithm, kem, ciphers] = e2ee_pack_id.to_be_bytes();
         let known = version == VERSION && ciphers == (SYMMETRIC << 4 | HASH);
-        match (known, signature(signature_algorithm), kem_public(kem)) {
-            (true, Some((sign_public_bytes, signature)), Some(kem_public_bytes)) => Ok(Self {
+        match (known, signature(signature_algorithm), kem_lengths(kem)) {
+            (
+                true,
+                Some((sign_public_bytes, signature)),
+                Some((kem_public_bytes, kem_ciphertext_bytes)),
+            ) => Ok(Self {
                 signature_algorithm,
                 sign_public_bytes,
                 signature,
                 kem_public_bytes,
+                kem_ciphertext_bytes,
             }),
             _ => Err(Error::Invalid("e2ee_pack_id")),
         }
@@ -88,6 +96,32 @@ impl Pack {
         } else {
             Err(Error::Invalid("signature of the signed pre-key"))
         }
+    }
+
+    /// Refuses the keys and secrets of an invite that have another length: its receiver would read past them.
+    pub fn check_invite(&self, invite: &InviteMsg) -> Result<()> {
+        if invite.alice_identity_key.len() != self.kem_public_bytes {
+            return Err(Error::Invalid("alice_identity_key"));
+        }
+        if invite.alice_base_key.len() != self.kem_public_bytes {
+            return Err(Error::Invalid("alice_base_key"));
+        }
+        let is_whole = |secret: &bytes::Bytes| secret.len() == self.kem_ciphertext_bytes;
+        if !invite.pre_shared_input_list.iter().all(is_whole) {
+            return Err(Error::Invalid("pre_shared_input_list"));
+        }
+        Ok(())
+    }
+
+    /// Refuses the ciphertext and key of an accept that have another length.
+    pub fn check_accept(&self, accept: &AcceptMsg) -> Result<()> {
+        if accept.encaps_ciphertext.len() != self.kem_ciphertext_bytes {
+            return Err(Error::Invalid("encaps_ciphertext"));
+        }
+        if accept.ratchet_key.len() != self.kem_public_bytes {
+            return Err(Error::Invalid("ratchet_key"));
+        }
+        Ok(())
     }
 
     /// Refuses one-time keys that are too many, of another length, or without an id of their own.
@@ -147,17 +181,17 @@ fn signature(algorithm: u8) -> Option<(usize, Length)> {
     })
 }
 
-/// Bytes of a public key, by `KemAlgType`.
-fn kem_public(algorithm: u8) -> Option<usize> {
+/// Bytes of a public key and of a ciphertext, by `KemAlgType`.
+fn kem_lengths(algorithm: u8) -> Option<(usize, usize)> {
     Some(match algorithm {
         // HQC 128, 192, 256
-        1 => 2_249,
-        9 => 4_522,
-        17 => 7_245,
+        1 => (2_249, 4_433),
+        9 => (4_522, 8_978),
+        17 => (7_245, 14_421),
         // Kyber 512, 768, 1024
-        33 => 800,
-        41 => 1_184,
-        49 => 1_568,
+        33 => (800, 768),
+        41 => (1_184, 1_088),
+        49 => (1_568, 1_568),
         _ => return None,
     })
 }

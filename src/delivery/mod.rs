@@ -4,14 +4,14 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
-    address::{DeviceAddress, Route},
+    address::{DeviceAddress, Local, Route},
     error::{Error, Result},
     node::Node,
     payload,
     peers::{Method, Outgoing},
     proto::{
         skiserver::SubmitProtoMsgRequest,
-        skissm::{E2eeAddress, ProtoMsg, ProtoMsgTag, proto_msg::Payload},
+        skissm::{E2eeAddress, ProtoMsg, ProtoMsgTag, RemoveUserDeviceMsg, proto_msg::Payload},
     },
     signing::sha256,
     store::{Append, Body, Mail, Once, Recipient, Tx, Wake},
@@ -135,6 +135,24 @@ pub async fn queue(
         }
     }
     Ok(wake)
+}
+
+/// Tells a device of ours that another is gone, so that it forgets its sessions; once a day for each pair, because
+/// a late repeat would end sessions with a device that registered again.
+pub fn farewell(node: &Node, told: &Local<DeviceAddress>, gone: &DeviceAddress) -> Append {
+    let letter = Letter {
+        from: Some(gone.to_proto()),
+        payload: Payload::RemoveUserDeviceMsg(RemoveUserDeviceMsg {
+            user_address: Some(gone.to_proto()),
+        }),
+    };
+    let parts = [told.to_string(), gone.to_string()];
+    let parts = [parts[0].as_bytes(), parts[1].as_bytes()];
+    Append {
+        once: Some(node.once_for_days(1, "gone", &parts)),
+        mail: vec![letter.mail(Recipient::Device(told.clone()), String::new(), false)],
+        ..Append::default()
+    }
 }
 
 /// The hash that names an operation for deduplication: a scope and length-prefixed parts.

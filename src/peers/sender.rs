@@ -17,16 +17,13 @@ use super::{
 };
 use crate::{
     address::{DeviceAddress, Domain},
-    delivery::{self, Letter},
-    error::Result,
+    delivery,
+    error::{Error, Result},
     limits::{GREETED_PEERS_DAYS, GREETED_PEERS_MAX},
     node::Node,
     proto::{
         skiserver::SubmitProtoMsgRequest,
-        skissm::{
-            E2eeAddress, InviteRequest, RemoveUserDeviceMsg, SendOne2oneMsgRequest,
-            proto_msg::Payload,
-        },
+        skissm::{E2eeAddress, InviteRequest, SendOne2oneMsgRequest, proto_msg::Payload},
     },
     reply,
     store::{
@@ -213,14 +210,15 @@ async fn refuse(node: &Node, row: &Stored, method: Method, code: i32, text: &str
         }
         (Some(sender), Some(gone)) => {
             outbox::delete(&mut tx, &[row.place]).await?;
-            let address = gone.to_proto();
-            let letter = Letter {
-                from: Some(address.clone()),
-                payload: Payload::RemoveUserDeviceMsg(RemoveUserDeviceMsg {
-                    user_address: Some(address),
-                }),
-            };
-            delivery::queue(node, &mut tx, &letter, "gone", [sender]).await?
+            let told = node.home.local(&sender)?;
+            let (results, wake) = tx
+                .append(vec![delivery::farewell(node, &told, &gone)])
+                .await?;
+            match results.into_iter().next() {
+                // The sender itself may be gone by now.
+                None | Some(Ok(_) | Err(Error::NotFound(_))) => wake,
+                Some(Err(error)) => return Err(error),
+            }
         }
         (Some(_), None) => {
             outbox::refuse(&mut tx, row.place, code, text).await?;

@@ -113,7 +113,8 @@ impl From<Refusal> for Error {
         match refusal {
             Refusal::Gone => Self::NotFound("device"),
             Refusal::Full => Self::Busy("the mailbox is full"),
-            Refusal::Share => Self::Busy("the mailbox holds too much of this sender"),
+            // Final, so that one device's share does not hold up everybody else's messages at a peer.
+            Refusal::Share => Self::Conflict("the mailbox holds too much of this sender"),
         }
     }
 }

@@ -83,6 +83,7 @@ async fn a_first_device_is_welcomed_and_told_everything_it_needs() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn a_registration_is_refused_for_each_wrong_field() {
     let lab = Lab::start(["a.test"]).await;
     let (good, _) = lab.registration("alice@a.test", "phone").await;
@@ -217,6 +218,7 @@ fn shorten(bytes: &mut bytes::Bytes) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn a_registration_is_refused_for_each_wrong_key() {
     let lab = Lab::start(["a.test"]).await;
     let (good, _) = lab.registration("alice@a.test", "phone").await;

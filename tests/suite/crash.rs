@@ -377,7 +377,7 @@ async fn fifty_crashes_of_the_receiving_node_lose_nothing_and_repeat_nothing_con
             story.receive(&mut reader),
         )
     };
-    within(CRASHES_PATIENCE, "the end of the crashes", all).await;
+    Box::pin(within(CRASHES_PATIENCE, "the end of the crashes", all)).await;
 
     let sent = story.sent.load(Ordering::SeqCst);
     assert!(sent >= CRASHES, "only {sent} messages");

@@ -268,6 +268,7 @@ async fn a_logout_is_refused_for_each_wrong_address() {
     .await;
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it goes into optional fields")]
 fn of(address: &str, device_id: &str) -> Option<E2eeAddress> {
     let address = DeviceAddress::parse(address).unwrap();
     let mut proto = address.user.to_proto();

@@ -29,10 +29,12 @@ use crate::lab::{
 
 use ResponseCode::{BadRequest, Forbidden, NoContent, NotFound, Ok as Granted, Unauthorized};
 
+#[expect(clippy::unnecessary_wraps, reason = "it goes into optional fields")]
 fn address(text: &str) -> Option<E2eeAddress> {
     Some(DeviceAddress::parse(text).unwrap().to_proto())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it goes into optional fields")]
 fn user_only(text: &str) -> Option<E2eeAddress> {
     Some(UserAddress::parse(text).unwrap().to_proto())
 }
@@ -236,6 +238,7 @@ async fn a_peer_invites_in_the_name_of_its_own_people_and_completely() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn an_accept_is_submitted_by_the_home_of_the_one_who_accepts() {
     let (lab, peer, alice, eve) = alice_and_eve().await;
     invite_eve(&alice, &peer, &eve).await;

@@ -1,4 +1,11 @@
 //! The test suite: one binary, one module for each subject.
+#![allow(
+    clippy::large_futures,
+    clippy::semicolon_if_nothing_returned,
+    clippy::too_many_lines,
+    clippy::unnecessary_wraps,
+    reason = "tables of cases are long, and futures of tests live on the stack of one test"
+)]
 
 #[cfg(test)]
 mod accounts;

@@ -41,9 +41,10 @@ const DAY_MS: i64 = 86_400_000;
 /// Says whether a user id is free; ids that differ in letter case alone are one.
 pub async fn ask_user_id(
     node: &Node,
-    _caller: &Caller,
+    caller: &Caller,
     request: AskUserIdAvailableRequest,
 ) -> Result<AskUserIdAvailableResponse> {
+    limit_address(node, caller)?;
     let user = node.home.user(&request.user_id)?;
     if users::is_taken(&node.store, &user).await? {
         return Err(TAKEN);

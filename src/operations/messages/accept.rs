@@ -9,6 +9,7 @@ use crate::{
     delivery::Letter,
     error::{Error, Result},
     node::Node,
+    packs::Pack,
     peers::{Method, Outgoing},
     proto::skissm::{AcceptMsg, AcceptRequest, AcceptResponse, proto_msg::Payload},
     signing::sha256,
@@ -27,12 +28,10 @@ impl Accept {
         let from = DeviceAddress::from_proto(message.from.as_ref())?;
         caller.speaks_for(&from)?;
         let to = DeviceAddress::from_proto(message.to.as_ref())?;
-        if message.encaps_ciphertext.is_empty() {
-            return Err(Error::Invalid("encaps_ciphertext"));
+        if from == to {
+            return Err(Error::Invalid("to"));
         }
-        if message.ratchet_key.is_empty() {
-            return Err(Error::Invalid("ratchet_key"));
-        }
+        Pack::parse(message.e2ee_pack_id)?.check_accept(&message)?;
         bounded(node, &message, "msg")?;
         message.from = Some(acting(caller, &from, name_in(message.from.as_ref())));
         message.to = Some(to.to_proto_named(name_in(message.to.as_ref())));
@@ -128,6 +127,9 @@ pub async fn accept(
     match outcome {
         // The client would repeat anything but success for ever.
         Err(error) if is_gone(&error) => tell_gone(node, device, &accept.to).await?,
+        Err(Error::Forbidden(_) | Error::Refused { .. }) => {
+            metrics::counter!("skiserver_dropped_total", "why" => "accept_refused").increment(1);
+        }
         other => other?,
     }
     Ok(AcceptResponse::default())

@@ -11,6 +11,7 @@ use crate::{
     delivery::Letter,
     error::{Error, Result},
     node::Node,
+    packs::Pack,
     peers::{Method, Outgoing},
     proto::skissm::{InviteMsg, InviteRequest, InviteResponse, proto_msg::Payload},
     store::{Append, Appended, InviteRecord, Once, Recipient, contacts},
@@ -34,6 +35,9 @@ impl Invite {
         let to = DeviceAddress::from_proto(message.to.as_ref())?;
         version(&message.version)?;
         client_id(&message.session_id, "session_id")?;
+        if from == to {
+            return Err(Error::Invalid("to"));
+        }
         if message.alice_base_key.is_empty() {
             return Err(Error::Invalid("alice_base_key"));
         }
@@ -101,6 +105,7 @@ pub async fn invite(
         Caller::Device(device) => {
             invite.message.alice_identity_key =
                 contacts::identity_key(&node.store, device.key).await?;
+            Pack::parse(invite.message.e2ee_pack_id)?.check_invite(&invite.message)?;
             invite.message.invite_t = node.clock.now_ms();
             if !contacts::has_session(&node.store, device.key, &invite.to).await? {
                 node.rates
@@ -115,9 +120,7 @@ pub async fn invite(
         }
         Caller::Peer(domain) => {
             let to = node.home.local(&invite.to)?;
-            if invite.message.alice_identity_key.is_empty() {
-                return Err(Error::Invalid("alice_identity_key"));
-            }
+            Pack::parse(invite.message.e2ee_pack_id)?.check_invite(&invite.message)?;
             if invite.message.invite_t <= 0 {
                 return Err(Error::Invalid("invite_t"));
             }
@@ -129,10 +132,10 @@ pub async fn invite(
             )
             .await?
             {
-                node.rates
-                    .peer_contacts
-                    .wait(&domain.as_str().to_owned(), PATIENCE)
-                    .await?;
+                // At once: a peer that waits too long for an answer takes the whole domain for silent.
+                if !node.rates.peer_contacts.allows(&domain.as_str().to_owned()) {
+                    return Err(Error::Busy("too many invites from strangers"));
+                }
             }
             let once = Some(invite.once(node));
             let mail = vec![invite.mail(to)];

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    address::{DeviceAddress, Local},
+    address::DeviceAddress,
     caller::{Caller, Device},
-    delivery::Letter,
+    delivery,
     error::{Error, Result},
     limits,
     node::Node,
-    proto::skissm::{RemoveUserDeviceMsg, proto_msg::Payload},
-    store::{Append, Recipient},
 };
 
 mod accept;
@@ -79,19 +77,7 @@ fn name_in(address: Option<&crate::proto::skissm::E2eeAddress>) -> &str {
 
 /// Tells a device that another is gone, so that it forgets its sessions; once a day for each pair.
 async fn tell_gone(node: &Node, device: &Device, gone: &DeviceAddress) -> Result<()> {
-    let told: &Local<DeviceAddress> = &device.address;
-    let letter = Letter {
-        from: Some(gone.to_proto()),
-        payload: Payload::RemoveUserDeviceMsg(RemoveUserDeviceMsg {
-            user_address: Some(gone.to_proto()),
-        }),
-    };
-    let parts = [told.to_string(), gone.to_string()];
-    let append = Append {
-        once: Some(node.once_for_days(1, "gone", &[parts[0].as_bytes(), parts[1].as_bytes()])),
-        mail: vec![letter.mail(Recipient::Device(told.clone()), String::new(), false)],
-        ..Append::default()
-    };
+    let append = delivery::farewell(node, &device.address, gone);
     node.store.append(append).await.map(drop)
 }
 

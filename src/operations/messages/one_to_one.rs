@@ -33,6 +33,9 @@ impl OneToOne {
         let from = DeviceAddress::from_proto(message.from.as_ref())?;
         caller.speaks_for(&from)?;
         let to = DeviceAddress::from_proto(message.to.as_ref())?;
+        if from == to {
+            return Err(Error::Invalid("to"));
+        }
         version(&message.version)?;
         client_id(&message.session_id, "session_id")?;
         client_id(&message.msg_id, "msg_id")?;

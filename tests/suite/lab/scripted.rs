@@ -47,8 +47,6 @@ pub(crate) enum Act {
     HangUp,
     /// Never answers; cuts nothing.
     Silence,
-    /// Does it once the token is cancelled.
-    After(CancellationToken, Box<Act>),
     /// Decides when it sees the request.
     Judge(fn(&Heard) -> Act),
 }
@@ -78,8 +76,6 @@ pub(crate) struct Heard {
     pub(crate) rpc: String,
     /// The metadata `skiserver-domain`.
     pub(crate) domain: String,
-    /// The metadata `skiserver-request-id`, or empty.
-    pub(crate) request_id: String,
     /// The encoded request.
     pub(crate) body: Bytes,
 }
@@ -234,7 +230,6 @@ impl tonic::server::UnaryService<Bytes> for Play {
         let heard = Heard {
             rpc: self.rpc.clone(),
             domain: header("skiserver-domain"),
-            request_id: header("skiserver-request-id"),
             body: request.get_ref().clone(),
         };
         let mut act = self.script.cue(&self.rpc);
@@ -257,11 +252,7 @@ impl Script {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a peer fails as it likes")]
-async fn perform(mut act: Act, cut: CancellationToken) -> Result<Response<Bytes>, Status> {
-    while let Act::After(cue, then) = act {
-        cue.cancelled().await;
-        act = *then;
-    }
+async fn perform(act: Act, cut: CancellationToken) -> Result<Response<Bytes>, Status> {
     let verdict = |code: ResponseCode| {
         let verdict = Verdict {
             code: code.into(),
@@ -270,7 +261,7 @@ async fn perform(mut act: Act, cut: CancellationToken) -> Result<Response<Bytes>
         Ok(Response::new(verdict.encode_to_vec().into()))
     };
     match act {
-        Act::Grant | Act::After(..) | Act::Judge(_) => verdict(ResponseCode::Ok),
+        Act::Grant | Act::Judge(_) => verdict(ResponseCode::Ok),
         Act::Refuse(code) => verdict(code),
         Act::Reply(bytes) => Ok(Response::new(bytes)),
         Act::Fail(code) => Err(Status::new(code, "as scripted")),
