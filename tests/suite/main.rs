@@ -1,6 +1,9 @@
 //! The test suite: one binary, one module for each subject.
 #![allow(
+    clippy::default_trait_access,
+    clippy::duration_suboptimal_units,
     clippy::large_futures,
+    clippy::result_large_err,
     clippy::semicolon_if_nothing_returned,
     clippy::too_many_lines,
     clippy::unnecessary_wraps,
