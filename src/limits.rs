@@ -195,7 +195,7 @@ pub struct Limits {
     pub requests_per_connection_max: u32,
     /// Requests of one peer under way at our peer door.
     pub requests_per_peer_max: u32,
-    /// A connection is closed gracefully at this age.
+    /// A connection of another domain is closed gracefully at this age; users' connections stay.
     pub connection_age_minutes: u32,
     /// How long a TLS handshake may take, on either side.
     pub handshake_ms: u32,
