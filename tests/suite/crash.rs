@@ -310,12 +310,12 @@ impl Reader {
 
     /// Goes on behind the last message after repeating what was not answered, or asks for all that is unconsumed.
     async fn reopen(&mut self, is_the_end: bool) -> Result<Inbox, ClientError> {
-        let inbox = self.bob.open().await?;
         let mut last = None;
         if is_the_end || self.rng.bool() {
             self.settle().await?;
             last.clone_from(&self.last);
         }
+        let inbox = self.bob.open().await?;
         inbox.sync(last).await?;
         Ok(inbox)
     }

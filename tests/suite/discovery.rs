@@ -75,9 +75,10 @@ async fn a_domain_that_moved_is_found_where_it_is() {
 
     let new = Scripted::join(&lab, "b.test").await;
     old.turns(Mood::Gone);
-    let found = bundles(&alice, &new, &bob).await;
+    let letter = alice.letter(&bob.address, "hello");
+    talk::send(&alice, &letter).await.unwrap();
 
-    assert_eq!(found, 1);
+    new.hears("SendOne2oneMsg", 1).await;
     assert_eq!(old.heard().len(), 1);
 }
 

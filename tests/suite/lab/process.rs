@@ -12,6 +12,13 @@ use tokio::sync::mpsc;
 
 use super::{PATIENCE, refusals::within};
 
+/// Short waits, and patience for slow machines; the nodes of a lab inherit it.
+const SUITS_TESTS: [(&str, &str); 3] = [
+    ("SKISERVER__LIMITS__STREAM_SETTLE_MS", "5"),
+    ("SKISERVER__LIMITS__TRANSACTION_MS", "5000"),
+    ("SKISERVER__LIMITS__HANDSHAKE_MS", "15000"),
+];
+
 /// A running process of the program.
 pub(crate) struct Program {
     child: Child,
@@ -43,6 +50,7 @@ impl Program {
     fn start(arguments: impl FnOnce(&mut Command)) -> Self {
         let mut program = Command::new(env!("CARGO_BIN_EXE_skiserver"));
         arguments(&mut program);
+        program.envs(SUITS_TESTS);
         let pipes = program.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = pipes.stderr(Stdio::piped()).spawn().unwrap();
         let (said, lines) = mpsc::unbounded_channel();
