@@ -218,6 +218,21 @@ async fn an_invite_is_refused_for_each_wrong_field() {
             BadRequest,
         ),
         (
+            "a base key of another length than its pack's",
+            |r| drop(invited(r).alice_base_key.split_off(31)),
+            BadRequest,
+        ),
+        (
+            "a secret of another length than its pack's",
+            |r| drop(invited(r).pre_shared_input_list[1].split_off(31)),
+            BadRequest,
+        ),
+        (
+            "a pack that nobody has",
+            |r| invited(r).e2ee_pack_id = 7,
+            BadRequest,
+        ),
+        (
             "no secrets",
             |r| invited(r).pre_shared_input_list.clear(),
             BadRequest,
@@ -450,6 +465,16 @@ async fn an_accept_is_refused_for_each_wrong_field() {
         (
             "no ciphertext",
             |r| accepted(r).encaps_ciphertext.clear(),
+            BadRequest,
+        ),
+        (
+            "a ciphertext of another length than its pack's",
+            |r| drop(accepted(r).encaps_ciphertext.split_off(31)),
+            BadRequest,
+        ),
+        (
+            "a ratchet key of another length than its pack's",
+            |r| drop(accepted(r).ratchet_key.split_off(31)),
             BadRequest,
         ),
         (
